@@ -1,0 +1,163 @@
+"""Frozen dataclasses to JSON and back, strictly. One way to read and write every object of the run contract.
+
+A stored object is JSON with sorted keys, UTF-8, and `"format": "<name>/<version>"` (interfaces.md).
+"""
+
+import difflib
+import json
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import fields, is_dataclass
+from functools import cache
+from types import UnionType
+from typing import Annotated, Any, ClassVar, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from stagecoach.errors import ConfigError, ContractError, StagecoachError
+
+R = TypeVar("R")
+
+
+class Record:
+    """A value object: a frozen, keyword-only dataclass of plain values. Unknown keys, NaN and inf are refused when it is read."""
+
+    __slots__ = ()
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
+class Stored(Record):
+    """A record that is an object in the bucket. `FORMAT` names it, `VERSION` is the newest this program reads and writes."""
+
+    __slots__ = ()
+    FORMAT: ClassVar[str]
+    VERSION: ClassVar[int] = 1
+
+
+S = TypeVar("S", bound=Stored)
+
+
+@cache
+def adapter(kind: Hashable) -> TypeAdapter[Any]:
+    """The validator of a type; built once."""
+    return TypeAdapter(kind)
+
+
+def to_plain(value: Any) -> Any:
+    """A record as dicts, lists and plain values, ready for JSON."""
+    return adapter(cast(Hashable, type(value))).dump_python(value, mode="json")
+
+
+def canonical_json(value: Any) -> bytes:
+    """Sorted keys, no spaces, UTF-8: equal values give equal bytes, so this is what is hashed."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+
+
+def encode(record: Stored) -> bytes:
+    """The object's bytes."""
+    body = {"format": f"{record.FORMAT}/{record.VERSION}", **to_plain(record)}
+    return json.dumps(body, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+
+
+def decode(kind: type[S], body: bytes, *, uri: str) -> S:
+    """Reads one object. Raises ContractError that names `uri` when the format is another's or newer, or a field is wrong."""
+    try:
+        loaded = json.loads(body)
+    except ValueError as error:
+        raise ContractError(f"{uri} is not JSON ({error}); it was not written by Stagecoach, or was edited") from error
+    stated = loaded.pop("format", None) if isinstance(loaded, dict) else None
+    name, _, version = str(stated).rpartition("/")
+    if name != kind.FORMAT or not version.isdigit():
+        raise ContractError(f"{uri} has format {stated!r}; expected {kind.FORMAT}/{kind.VERSION}")
+    if int(version) > kind.VERSION:
+        raise ContractError(
+            f"{uri} has format {stated}, newer than {kind.FORMAT}/{kind.VERSION}, the newest this Stagecoach reads; "
+            "use the version that wrote it, or a later one"
+        )
+    return validate(kind, loaded, where=uri, error=ContractError)
+
+
+def validate(kind: type[R], plain: Any, *, where: str, error: type[StagecoachError] = ConfigError) -> R:
+    """Plain values to a record, strictly typed. Raises `error` with every wrong path, its value and the rule."""
+    try:
+        checked: R = adapter(cast(Hashable, kind)).validate_json(json.dumps(plain), strict=True)
+        return checked
+    except ValidationError as invalid:
+        problems = [describe_problem(kind, item) for item in invalid.errors(include_url=False)]
+        raise error(f"{where}: " + "; ".join(problems)) from None
+
+
+def describe_problem(kind: Any, item: Any) -> str:
+    """One validation error as a sentence with the dotted path, the value and the rule."""
+    path, siblings = _resolve(kind, item["loc"])
+    dotted = ".".join(path)
+    if item["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+        return f"unknown key `{dotted}`{did_you_mean(path[-1], siblings)}"
+    if item["type"] in ("missing", "missing_argument", "missing_keyword_only_argument"):
+        return f"`{dotted}` is missing"
+    return f"`{dotted}` = {json.dumps(item['input'], default=str)}: {item['msg'][:1].lower()}{item['msg'][1:]}"
+
+
+def did_you_mean(word: str, known: Sequence[str]) -> str:
+    """`; did you mean ...?` with the nearest known name, or the list of names where none is near."""
+    near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    if near:
+        return f"; did you mean `{near[0]}`?"
+    return f"; known here: {', '.join(sorted(known))}" if known else ""
+
+
+def walk_leaves(value: Any, visit: Callable[[str, Any], None], path: str = "") -> None:
+    """Calls visit(dotted path, value) for every leaf of a plain value; a list of plain values is one leaf."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            walk_leaves(inner, visit, f"{path}.{key}" if path else str(key))
+    elif isinstance(value, list) and any(isinstance(item, dict) for item in value):
+        for index, inner in enumerate(value):
+            label = inner.get("name", index) if isinstance(inner, dict) else index
+            walk_leaves(inner, visit, f"{path}.{label}")
+    else:
+        visit(path, value)
+
+
+def _resolve(kind: Any, loc: Sequence[str | int]) -> tuple[list[str], list[str]]:
+    """The path a person would write (pydantic adds the tag of the chosen union member) and the names known beside its last part."""
+    path: list[str] = []
+    here, siblings = _members(kind), field_names(kind)
+    for place, part in enumerate(loc):
+        if len(here) > 1 and all(is_dataclass(member) for member in here) and place < len(loc) - 1:
+            here = [member for member in here if _tag(member) == part]
+            siblings = sorted({name for member in here for name in field_names(member)})
+            continue
+        siblings = sorted({name for member in here for name in field_names(member)})
+        path.append(str(part))
+        here = [inner for member in here for inner in _members(_step(member, part))]
+    return path, siblings
+
+
+def field_names(kind: Any) -> list[str]:
+    """The field names of a dataclass, in order; nothing for any other type."""
+    return [f.name for f in fields(kind)] if is_dataclass(kind) else []
+
+
+def _tag(kind: Any) -> Any:
+    """The value of `kind` that selects this member of a union."""
+    return next((f.default for f in fields(kind) if f.name == "kind"), None)
+
+
+def _step(kind: Any, part: str | int) -> Any:
+    if isinstance(part, int):
+        return next((arg for arg in get_args(kind) if arg is not Ellipsis), None)
+    return _hints(cast(Hashable, kind)).get(part) if is_dataclass(kind) else None
+
+
+@cache
+def _hints(kind: Hashable) -> dict[str, Any]:
+    return get_type_hints(kind)
+
+
+def _members(kind: Any) -> list[Any]:
+    """The members of a union without None, or the type alone."""
+    if get_origin(kind) is Annotated:
+        return _members(get_args(kind)[0])
+    if get_origin(kind) in (UnionType, Union):
+        return [inner for arg in get_args(kind) if arg is not type(None) for inner in _members(arg)]
+    return [kind]

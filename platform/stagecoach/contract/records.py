@@ -39,7 +39,7 @@ S = TypeVar("S", bound=Stored)
 @cache
 def adapter(kind: Hashable) -> TypeAdapter[Any]:
     """The validator of a type; built once."""
-    return TypeAdapter(kind)
+    return TypeAdapter(cast(Any, kind))
 
 
 def to_plain(value: Any) -> Any:

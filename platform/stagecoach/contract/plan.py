@@ -121,6 +121,9 @@ class RopeScaling(Record):
     high_freq_factor: Positive = 4.0
     short_factors: tuple[float, ...] = ()
     long_factors: tuple[float, ...] = ()
+    beta_fast: Positive = 32.0  # yarn
+    beta_slow: Positive = 1.0  # yarn
+    attention_factor: Positive | None = None  # yarn and longrope; None: as their papers derive it from `factor`
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -150,6 +153,8 @@ class Decoder(Record):
     ffn_width: Count
     tied_embeddings: bool = True
     qkv_bias: bool = False
+    output_bias: bool = False  # of the attention's output projection
+    ffn_bias: bool = False
     rope_theta: Positive = 10_000.0
     rope_scaling: RopeScaling | None = None
     norm_eps: Positive = 1e-5

@@ -172,6 +172,7 @@ class Split(Record):
     columns: Count = 1  # static
     min_tiles: Count = 1  # dynamic: n_min
     max_tiles: Count = 1  # dynamic: n_max; grids: the largest grid
+    max_side: Count | None = None  # grids: the most tiles along one side; None: max_tiles
     overview: Literal["none", "before", "after"] = "none"  # the whole image, resized to one tile
     indicators: Literal["none", "index", "separators"] = "none"  # text in front of each tile
     below_images: Count = 3  # only samples with fewer images than this are split
@@ -224,7 +225,7 @@ class DatasetStats(Record):
     images: NotNegative  # per sample, before splitting
     image_bytes: NotNegative = 60_000.0  # per image, as stored
     text_bytes: NotNegative = 400.0  # per sample
-    tiles_per_image: Positive = 1.0  # under the stage's split, overview included
+    tiles_per_image: Positive | None = None  # under the stage's split, overview included; None: what a 640 x 480 photo gives
     frames: WholeNumber = 0  # per sample, for video
 
 

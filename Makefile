@@ -1,0 +1,64 @@
+# Two doors for a newcomer: `make demo` and `make test`. Both make .venv/ themselves and need nothing but Python 3.11 or 3.12.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+# `make PYTHON=python3.12 test` chooses another interpreter.
+PYTHON ?= $(shell for p in python3 python3.11 python3.12; do $$p -c 'import sys; sys.exit(not (3,11) <= sys.version_info[:2] <= (3,12))' 2>/dev/null && { echo $$p; break; }; done)
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+help:  ## this list
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(STAMP)  ## .venv/ with everything, pinned by constraints.txt; nothing when nothing changed
+
+$(STAMP): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "Stagecoach needs Python 3.11 or 3.12, found neither; install one, or: make PYTHON=/path/to/python3.11 install" >&2; exit 2; }
+	@echo "== installing into $(VENV)/ with $(PYTHON) (about a minute and 2 GB of disk; once)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --progress-bar on -c constraints.txt -U pip
+	$(BIN)/python -m pip install --progress-bar on -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: $(STAMP)  ## a plan, and a two-rank preflight of this machine
+	$(BIN)/stagecoach plan mm1_tiny
+	$(BIN)/stagecoach preflight --launcher local --ranks-per-node 2
+
+test: check unit distributed  ## everything that needs no cluster, no GPU: at most 30 minutes on two cores
+
+check: $(STAMP)  ## ruff, mypy strict, the arrows between the rooms, shellcheck
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/shellcheck .ci/run tests/cluster/run
+
+unit: $(STAMP)  ## tests that need one process
+	$(BIN)/python -m pytest tests/unit tests/render --durations 5
+
+distributed: $(STAMP)  ## tests that start real processes; GPU and browser tests say what they lack
+	$(BIN)/python -m pytest tests/distributed tests/gpu tests/browser --durations 5
+
+test-cluster: $(STAMP)  ## tests that need a real Kubernetes and S3: found by KUBECONFIG and AWS_ENDPOINT_URL_S3
+	tests/cluster/run $(BIN)/python -m pytest tests/cluster --durations 5
+
+verify: $(STAMP)  ## regenerates what is generated and fails on a difference
+	$(BIN)/python -m stagecoach.recipes.table README.md
+	git diff --exit-code -- README.md
+
+chaos: $(STAMP)  ## many kills; figures into workloads/results/
+	$(BIN)/python benchmarks/faults.py --kills 50 --json workloads/results/faults.json
+
+bench: $(STAMP)  ## ratios against a peer or a limit, in one run each
+	for script in benchmarks/storage.py benchmarks/storage_faults.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+learn:  ## trains the larger miniature (comes with the trainer)
+	@echo "make learn: there is no trainer yet, so there is nothing to learn; see the issues" >&2; exit 2
+
+lock: $(STAMP)  ## rewrites the lower part of constraints.txt with what is installed
+	$(BIN)/python -m stagecoach.testing.lock constraints.txt
+
+clean:  ## removes the environment and caches
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist
+
+.PHONY: help install demo test check unit distributed test-cluster verify chaos bench learn lock clean

@@ -1,0 +1,1 @@
+"""Prefect flows: they know order and retries, nothing else. One file per flow."""

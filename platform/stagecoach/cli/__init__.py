@@ -1,0 +1,117 @@
+"""`stagecoach ...`. Commands are found by the entry-point group `stagecoach.commands` and loaded on use (interfaces.md section 1).
+
+A command's module imports only click and the standard library at its top; what it needs beyond that is imported when it runs, so that
+`stagecoach --help` stays below half a second and works where torch or a cluster client is not installed.
+"""
+
+import difflib
+import os
+import sys
+from importlib.metadata import EntryPoint, entry_points
+
+import click
+
+from stagecoach import __version__
+from stagecoach.errors import StagecoachError
+
+GROUP = "stagecoach.commands"
+EXTRA_OF_MODULE = {
+    "torch": "train", "torchdata": "train", "tensorboard": "train", "numpy": "train", "safetensors": "train", "PIL": "train",
+    "pyarrow": "train", "prometheus_client": "train",
+    "torchx": "control", "kubernetes": "control", "prefect": "control",
+    "ray": "ray",
+}  # fmt: skip
+EXTRA_OF_MODULE["stagecoach_workloads"] = "train"
+EXTRA_OF_MODULE["stagecoach_flows"] = "control"
+
+
+class Commands(click.Group):
+    """The commands of all installed rooms."""
+
+    def _found(self) -> dict[str, EntryPoint]:
+        return {point.name: point for point in entry_points(group=GROUP)}
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted(self._found())
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        point = self._found().get(cmd_name)
+        if point is None:
+            return None
+        try:
+            command: click.Command = point.load()
+        except (ImportError, AttributeError) as error:
+            raise plugin_error(point, error) from error
+        command.name = cmd_name
+        return command
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+        known = self.list_commands(ctx)
+        if args and args[0] not in known and not args[0].startswith("-"):
+            near = difflib.get_close_matches(args[0], known, n=1)
+            hint = f"did you mean `{near[0]}`?" if near else f"there are: {', '.join(known)}"
+            raise click.UsageError(f"no command `{args[0]}`; {hint}")
+        return super().resolve_command(ctx, args)
+
+
+def plugin_error(point: EntryPoint, error: ImportError | AttributeError) -> StagecoachError:
+    """A command that cannot be loaded, as a sentence."""
+    if isinstance(error, ModuleNotFoundError):
+        return missing_extra(error)
+    return StagecoachError(f"command `{point.name}` ({point.value}) cannot be loaded: {type(error).__name__}: {error}")
+
+
+def missing_extra(error: ModuleNotFoundError) -> StagecoachError:
+    """Which extra brings the module that is not installed."""
+    module = (error.name or "").partition(".")[0]
+    extra = EXTRA_OF_MODULE.get(module)
+    if extra is None:
+        return StagecoachError(f"the Python module `{error.name}` is not installed")
+    return StagecoachError(f"this needs `{module}`, which is not installed: pip install 'stagecoach[{extra}]'")
+
+
+@click.command(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@click.version_option(__version__, prog_name="stagecoach")
+def cli() -> None:
+    """Trains multimodal language models (MM1, MM1.5, BLIP-3) stage by stage, on one machine or a Kubernetes cluster.
+
+    Results go to stdout, narration to stderr. Exit: 0 done, 1 the run or check failed, 2 asked wrongly (nothing was started or written);
+    commands that wait for a job also end with its code: 40-49 fatal, 75 retried, 143 stopped by the platform.
+    """
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The console script. Never a traceback for what a person can mend."""
+    try:
+        status = run(arguments)
+    except BrokenPipeError:  # `stagecoach plan ... | head`: whoever read us has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 0
+    sys.exit(status)
+
+
+def run(arguments: list[str] | None) -> int:
+    """Runs one command and returns its exit status."""
+    try:
+        from stagecoach.log import configure
+
+        configure()
+        returned = cli.main(args=arguments, prog_name="stagecoach", standalone_mode=False)
+        sys.stdout.flush()
+        return returned if isinstance(returned, int) else 0
+    except click.exceptions.Exit as exit_:
+        return exit_.exit_code
+    except click.ClickException as error:  # UsageError and its kind
+        error.show()
+        return 2
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("stopped", err=True)
+        return 130
+    except StagecoachError as error:
+        from stagecoach.redaction import redact
+
+        click.echo(f"stagecoach: {redact(str(error))}", err=True)
+        return int(error.exit_code)
+    except ModuleNotFoundError as error:
+        click.echo(f"stagecoach: {missing_extra(error)}", err=True)
+        return 1

@@ -1,0 +1,61 @@
+"""One folder per thing a test needs. Where it is missing the folder's tests skip with a sentence; pytest lists them at the end (-ra)."""
+
+import importlib.util
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).parent
+
+
+def missing_cluster() -> str | None:
+    """A Kubernetes API server and an S3 server."""
+    absent = [name for name in ("KUBECONFIG", "AWS_ENDPOINT_URL_S3") if not os.environ.get(name)]
+    if not absent:
+        return None
+    return f"needs a cluster: {' and '.join(absent)} not set; `make test-cluster` starts one where ../shared/cluster is"
+
+
+def missing_gpu() -> str | None:
+    """A CUDA device that torch sees."""
+    if importlib.util.find_spec("torch") is None:
+        return "needs a GPU: torch is not installed"
+    import torch
+
+    return None if torch.cuda.is_available() else f"needs a GPU: torch {torch.__version__} sees no CUDA device on this machine"
+
+
+def missing_browser() -> str | None:
+    """Headless Chromium."""
+    return None if shutil.which("chromium") else "needs a browser: Debian's packages chromium and chromium-driver are not installed"
+
+
+NEEDS: dict[str, Callable[[], str | None]] = {"cluster": missing_cluster, "gpu": missing_gpu, "browser": missing_browser}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skips the tests of a folder whose need is not met; fails them instead where the cluster was promised."""
+    reasons: dict[str, str | None] = {}
+    for item in items:
+        folder = item.path.relative_to(TESTS).parts[0] if item.path.is_relative_to(TESTS) else ""
+        if folder in NEEDS:
+            if folder not in reasons:
+                reasons[folder] = NEEDS[folder]()
+            if reason := reasons[folder]:
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Where a cluster was started for the tests, a skip is a failure."""
+    if report.skipped and os.environ.get("STAGECOACH_TEST_CLUSTER") == "required" and "/cluster/" in report.nodeid:
+        report.outcome = "failed"
+        report.longrepr = f"skipped although a cluster was started: {report.longrepr}"
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """A folder that has no tests yet is no failure."""
+    if exitstatus == pytest.ExitCode.NO_TESTS_COLLECTED and not session.config.getoption("keyword"):
+        session.exitstatus = pytest.ExitCode.OK

@@ -52,3 +52,7 @@ class RunFailed(StagecoachError):
 
 class ContractError(StagecoachError):
     """An object of the run contract cannot be read: its format is newer than this program, or it is not what its name says."""
+
+
+class NewerFormat(ContractError):
+    """A later Stagecoach wrote it: the object is fine, this program is too old to read it."""

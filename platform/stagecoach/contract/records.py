@@ -13,7 +13,7 @@ from typing import Annotated, Any, ClassVar, TypeVar, Union, cast, get_args, get
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from stagecoach.errors import ConfigError, ContractError, StagecoachError
+from stagecoach.errors import ConfigError, ContractError, NewerFormat, StagecoachError
 
 R = TypeVar("R")
 
@@ -59,7 +59,7 @@ def encode(record: Stored) -> bytes:
 
 
 def decode(kind: type[S], body: bytes, *, uri: str) -> S:
-    """Reads one object. Raises ContractError that names `uri` when the format is another's or newer, or a field is wrong."""
+    """Reads one object. Raises ContractError that names `uri` when the format is another's or newer (NewerFormat), or a field is wrong."""
     try:
         loaded = json.loads(body)
     except ValueError as error:
@@ -69,7 +69,7 @@ def decode(kind: type[S], body: bytes, *, uri: str) -> S:
     if name != kind.FORMAT or not version.isdigit():
         raise ContractError(f"{uri} has format {stated!r}; expected {kind.FORMAT}/{kind.VERSION}")
     if int(version) > kind.VERSION:
-        raise ContractError(
+        raise NewerFormat(
             f"{uri} has format {stated}, newer than {kind.FORMAT}/{kind.VERSION}, the newest this Stagecoach reads; "
             "use the version that wrote it, or a later one"
         )

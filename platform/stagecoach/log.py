@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from loguru import logger
 
-from stagecoach.redaction import redact
+from stagecoach.redaction import hide_environment, redact
 
 if TYPE_CHECKING:
     from loguru import Message, Record
@@ -19,10 +19,11 @@ _READABLE = "<dim>{time:HH:mm:ss}</dim> <level>{level: <7}</level> {message}"
 
 
 def configure(*, as_json: bool | None = None, level: str | None = None) -> None:
-    """Makes stderr the only sink. `as_json` defaults to STAGECOACH_LOG=json (launchers set it for jobs), `level` to STAGECOACH_LOG_LEVEL."""
+    """Makes stderr the only sink. Defaults: `as_json` from STAGECOACH_LOG=json (set in jobs), `level` from STAGECOACH_LOG_LEVEL."""
     if as_json is None:
         as_json = os.environ.get("STAGECOACH_LOG") == "json"
     level = level or os.environ.get("STAGECOACH_LOG_LEVEL", "INFO")
+    hide_environment()
     logger.remove()
     # diagnose=False: loguru would print the values of variables in tracebacks, secrets among them.
     if as_json:

@@ -1,4 +1,4 @@
-"""Reading and writing the objects of a run and of its jobs (architecture.md section 2). The bucket is the memory: no state but what is here.
+"""Reading and writing the objects of a run and of its jobs (architecture.md section 2). The bucket is the memory.
 
 `Runs` is the root; `JobFolder` is one job's folder, a stage's or any other's. Claims (a submission's number, an attempt's) are conditional
 creates: whoever creates the object *is* it.

@@ -1,0 +1,60 @@
+"""Site settings: wrong ones are refused with the file, the setting and what to do."""
+
+from pathlib import Path
+
+import pytest
+
+from stagecoach.errors import ConfigError
+from stagecoach.site import load_site
+
+
+def site_file(folder: Path, body: str | bytes) -> str:
+    path = folder / "site.toml"
+    path.write_bytes(body if isinstance(body, bytes) else body.encode())
+    return str(path)
+
+
+def test_the_defaults_serve_one_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("STAGECOACH_SITE", raising=False)
+    site = load_site()
+    assert (site.namespace, site.grace_s, site.root) == ("default", 30, None)
+
+
+def test_a_file_is_read_and_the_environment_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = site_file(tmp_path, 'namespace = "research"\ngrace_s = 120\nroot = "s3://${BUCKET}/runs"\n[images]\ntraining = "a@b"\n')
+    monkeypatch.setenv("STAGECOACH_SITE", path)
+    monkeypatch.setenv("STAGECOACH_SITE_GRACE_S", "60")
+    monkeypatch.setenv("BUCKET", "big")
+    site = load_site()
+    assert (site.namespace, site.grace_s, site.root, site.images.training) == ("research", 60, "s3://big/runs", "a@b")
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        ('namspace = "x"', "unknown key `namspace`; did you mean `namespace`?"),
+        ('grace_s = "soon"', "`grace_s` = 'soon'"),
+        ("grace_s = 0", "`grace_s` = 0"),
+        ('mode = "prod"', "`mode` = 'prod'"),
+        ('namespace = "a"\nnamespace = "b"\n', "Cannot overwrite a value (at line 2"),  # B10 a duplicate key
+        ("[images]\n\ttraining =\n", "line 2"),
+        (b"namespace = '\xff'", "not UTF-8 at byte"),
+        (b"\xef\xbb\xbfnamespace = 'a'", "is not TOML"),  # a byte-order mark
+        (b"# " + b"x" * 1_000_001, "not a settings file"),
+        ('root = "s3://${NO_SUCH_VARIABLE}"', "uses ${NO_SUCH_VARIABLE}, which is not set"),  # B12
+        ('mode = "production"\n[images]\ntraining = "repo/stagecoach:latest"', "`images.training` = 'repo/stagecoach:latest'"),  # B15
+        ('[environment]\nAWS_SECRET_ACCESS_KEY = "hunter2hunter2"', "`environment.AWS_SECRET_ACCESS_KEY` holds a secret"),  # B57
+    ],
+)
+def test_a_wrong_file_is_refused_by_name(tmp_path: Path, body: str | bytes, says: str) -> None:
+    path = site_file(tmp_path, body)
+    with pytest.raises(ConfigError) as caught:
+        load_site(path)
+    assert says in str(caught.value)
+    assert path in str(caught.value)
+    assert "hunter2" not in str(caught.value)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="No such file"):
+        load_site(str(tmp_path / "none.toml"))

@@ -123,3 +123,15 @@ def _say(item: Any) -> str:
     if item["type"] == "extra_forbidden":
         return f"unknown key `{path}`{did_you_mean(str(item['loc'][-1]), sorted(Site.model_fields))}"
     return f"`{path}` = {item['input']!r}: {item['msg']}"
+
+
+def state_folder() -> Path:
+    """This user's folder for what must outlive a command on this machine: STAGECOACH_STATE_DIR, else XDG's state folder."""
+    if given := os.environ.get("STAGECOACH_STATE_DIR"):
+        return Path(given)
+    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "stagecoach"
+
+
+def root_uri(given: str | None) -> str:
+    """Where runs are kept: `--root`, else the site's, else `file://` under the user's state folder."""
+    return given or load_site().root or f"file://{state_folder().absolute()}/root"

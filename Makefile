@@ -56,7 +56,8 @@ learn:  ## trains the larger miniature (comes with the trainer)
 	@echo "make learn: there is no trainer yet, so there is nothing to learn; see the issues" >&2; exit 2
 
 lock: $(STAMP)  ## rewrites the lower part of constraints.txt with what is installed
-	$(BIN)/python -m stagecoach.testing.lock constraints.txt
+	{ sed '/^# --- locked/q' constraints.txt; $(BIN)/python -m pip freeze --exclude-editable | grep -v '^torch=='; } > constraints.new
+	mv constraints.new constraints.txt
 
 clean:  ## removes the environment and caches
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist

@@ -1,0 +1,53 @@
+"""The attention seam against a naive fp64 oracle, and what it promises about documents."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from stagecoach.errors import ConfigError
+from stagecoach_workloads.models.attention import PADDING_DOCUMENT, attend, build_row_mask, document_starts
+
+
+def oracle(q_BTHK: Tensor, k_BTGK: Tensor, v_BTGK: Tensor, ids_BT: Tensor, window: int | None) -> Tensor:
+    """Attention position by position, in fp64."""
+    q, k, v = (x.double() for x in (q_BTHK, k_BTGK, v_BTGK))
+    repeats = q.shape[2] // k.shape[2]
+    out = torch.zeros_like(q)
+    for b in range(q.shape[0]):
+        for t in range(q.shape[1]):
+            seen = [s for s in range(t + 1) if ids_BT[b, s] == ids_BT[b, t] and (window is None or t - s < window)]
+            for h in range(q.shape[2]):
+                keys, values = k[b, seen, h // repeats], v[b, seen, h // repeats]
+                out[b, t, h] = (keys @ q[b, t, h] * q.shape[-1] ** -0.5).softmax(0) @ values
+    return out
+
+
+@pytest.mark.parametrize("heads", [(4, 4), (4, 2), (6, 1)])
+@pytest.mark.parametrize("window", [None, 1, 4])
+def test_sdpa_equals_the_oracle(heads: tuple[int, int], window: int | None) -> None:
+    T, (H, G) = 13, heads
+    ids_BT = torch.tensor([[0] * 5 + [1] * 1 + [2] * 4 + [PADDING_DOCUMENT] * 3, [0] * 13])
+    q, k, v = torch.randn(2, T, H, 8), torch.randn(2, T, G, 8), torch.randn(2, T, G, 8)
+    out = attend(q, k, v, build_row_mask(ids_BT, window=window, length=T))
+    assert (out - oracle(q, k, v, ids_BT, window)).abs().max() < 1e-6
+
+
+def test_a_row_of_one_document_needs_no_ids() -> None:
+    q, k, v = torch.randn(2, 9, 4, 8), torch.randn(2, 9, 2, 8), torch.randn(2, 9, 2, 8)
+    plain = attend(q, k, v, build_row_mask(None, length=9))
+    assert (plain - attend(q, k, v, build_row_mask(torch.zeros(2, 9, dtype=torch.long), length=9))).abs().max() < 1e-6
+
+
+def test_a_backend_that_cannot_run_here_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"'flex' runs on CUDA only and the batch is on cpu; use 'sdpa'"):
+        build_row_mask(torch.zeros(1, 4, dtype=torch.long), length=4, backend="flex")
+    with pytest.raises(ConfigError, match="sliding window"):
+        build_row_mask(None, window=3, length=4)
+
+
+def test_document_starts_have_few_lengths() -> None:
+    starts = document_starts(torch.tensor([[0, 0, 1, 1], [0, 1, 2, -1]]))
+    assert starts[:7].tolist() == [0, 2, 4, 5, 6, 7, 8]
+    assert starts.shape == (65,)
+    assert starts[7:].eq(8).all()  # empty documents
+    assert document_starts(torch.arange(200)[None]).shape == (257,)

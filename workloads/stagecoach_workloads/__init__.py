@@ -1,0 +1,1 @@
+"""What runs in a training pod: models, data, parallelism, training, checkpoints, evaluation. Knows torch, never Kubernetes."""

@@ -1,0 +1,100 @@
+"""Rotary positions. B rows, T positions, H heads, K head width, F = K / 2 frequencies.
+
+Rotary embedding: RoFormer, arXiv:2104.09864, in the half-split layout of the Llama checkpoints. Scaling variants, as Hugging Face
+configurations name them: linear (arXiv:2306.15595), llama3 (arXiv:2407.21783), longrope (arXiv:2402.13753), yarn (arXiv:2309.00071).
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from stagecoach.contract.plan import RopeScaling
+from stagecoach.errors import ConfigError
+
+
+class Rotary:
+    """Cosines and sines of positions. No module and no buffer: there is nothing to save, and a move from the meta device loses nothing."""
+
+    def __init__(self, *, head_dim: int, theta: float, scaling: RopeScaling | None, max_positions: int) -> None:
+        if head_dim % 2:
+            raise ConfigError(f"decoder.head_dim={head_dim} is odd; rotary positions turn pairs: use an even width")
+        self.scaling, self.max_positions = scaling, max_positions
+        self._short = inverse_frequencies(head_dim, theta, scaling, max_positions, long=False)
+        self._long = inverse_frequencies(head_dim, theta, scaling, max_positions, long=True)
+        self.magnitude = attention_factor(scaling, max_positions)
+        self._on_device: dict[tuple[torch.device, bool], Tensor] = {}
+
+    def __call__(self, positions_BT: Tensor, *, length: int) -> tuple[Tensor, Tensor]:
+        """Returns fp32 (cos_BTF, sin_BTF). `length`, known without reading the device, chooses longrope's short or long factors."""
+        frequencies_F = self._frequencies(positions_BT.device, length)
+        angles_BTF = positions_BT[..., None].float() * frequencies_F
+        return angles_BTF.cos() * self.magnitude, angles_BTF.sin() * self.magnitude
+
+    def _frequencies(self, device: torch.device, length: int) -> Tensor:
+        long = self.scaling is not None and length > self.scaling.original_max_positions
+        if (device, long) not in self._on_device:
+            values = torch.tensor(self._long if long else self._short, dtype=torch.float32, device=device)
+            self._on_device[device, long] = values
+        return self._on_device[device, long]
+
+
+def rotate(x_BTHK: Tensor, cos_BTF: Tensor, sin_BTF: Tensor) -> Tensor:
+    """Turns each pair (k, k + K/2) by its angle; computed in fp32 whatever the input, since angles in bf16 lose the last positions."""
+    cos, sin = cos_BTF[:, :, None], sin_BTF[:, :, None]
+    first, second = x_BTHK.chunk(2, dim=-1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x_BTHK.dtype)
+
+
+def inverse_frequencies(head_dim: int, theta: float, scaling: RopeScaling | None, max_positions: int, *, long: bool) -> list[float]:
+    """The F angular frequencies after scaling. `long`: beyond the length the model was trained at (only longrope distinguishes)."""
+    plain = [theta ** (-2 * index / head_dim) for index in range(head_dim // 2)]
+    if scaling is None:
+        return plain
+    if scaling.kind == "linear":
+        return [frequency / scaling.factor for frequency in plain]
+    if scaling.kind == "llama3":
+        return [_llama3(frequency, scaling) for frequency in plain]
+    if scaling.kind == "yarn":
+        return _yarn(plain, head_dim, theta, scaling)
+    factors = scaling.long_factors if long else scaling.short_factors
+    if len(factors) != len(plain):
+        name = "long_factors" if long else "short_factors"
+        raise ConfigError(f"decoder.rope_scaling.{name} has {len(factors)} values; longrope needs head_dim / 2 = {len(plain)}")
+    return [frequency / factor for frequency, factor in zip(plain, factors, strict=True)]
+
+
+def attention_factor(scaling: RopeScaling | None, max_positions: int) -> float:
+    """By how much cosines and sines grow, so that attention over longer contexts stays as sharp."""
+    if scaling is None or scaling.kind in ("linear", "llama3"):
+        return 1.0
+    if scaling.attention_factor is not None:
+        return scaling.attention_factor
+    if scaling.kind == "yarn":
+        return 1.0 if scaling.factor <= 1 else 0.1 * math.log(scaling.factor) + 1.0
+    factor = max_positions / scaling.original_max_positions
+    return 1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(scaling.original_max_positions))
+
+
+def _llama3(frequency: float, scaling: RopeScaling) -> float:
+    """Long wavelengths stretch by `factor`, short ones stay, those between are mixed."""
+    turns = scaling.original_max_positions * frequency / (2 * math.pi)  # over the trained length
+    if turns < scaling.low_freq_factor:
+        return frequency / scaling.factor
+    if turns > scaling.high_freq_factor:
+        return frequency
+    keep = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
+    return (1 - keep) * frequency / scaling.factor + keep * frequency
+
+
+def _yarn(plain: list[float], head_dim: int, theta: float, scaling: RopeScaling) -> list[float]:
+    """Frequencies that turn more than beta_fast times stay, fewer than beta_slow times stretch, a ramp between."""
+
+    def dim_of(turns: float) -> float:
+        return head_dim * math.log(scaling.original_max_positions / (turns * 2 * math.pi)) / (2 * math.log(theta))
+
+    low = max(math.floor(dim_of(scaling.beta_fast)), 0)
+    high = min(math.ceil(dim_of(scaling.beta_slow)), head_dim - 1)
+    span = max(high - low, 0.001)
+    stretch = [min(max((index - low) / span, 0.0), 1.0) for index in range(len(plain))]
+    return [f / scaling.factor * part + f * (1 - part) for f, part in zip(plain, stretch, strict=True)]

@@ -30,6 +30,12 @@ class CheckpointError(StagecoachError):
     exit_code: ClassVar[ExitCode] = ExitCode.INCOMPATIBLE_CHECKPOINT
 
 
+class Diverged(StagecoachError):
+    """Training left the rails further than the policy allows. Never retried."""
+
+    exit_code: ClassVar[ExitCode] = ExitCode.DIVERGED
+
+
 class StorageError(StagecoachError):
     """Reading or writing the bucket failed."""
 

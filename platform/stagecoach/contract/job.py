@@ -148,6 +148,7 @@ class RankOutcome(Stored):
     step: WholeNumber = 0
     committed_step: WholeNumber = 0
     message: str = ""
+    monotonic_s: float = 0.0  # when, on its machine's monotonic clock: puts the outcomes of one node in order
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,0 +1,57 @@
+"""Events of a rank go to its supervisor through a FIFO and from there to the bucket (interfaces.md section 7)."""
+
+import json
+import os
+import time
+from collections import deque
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+MAX_WAITING = 10_000  # lines kept while the pipe is full
+MAX_LINE_BYTES = 4096  # PIPE_BUF: a longer write to a pipe may be cut
+CLOSE_S = 1.0
+
+
+class EventPipe:
+    """Lines into the FIFO; never blocks, never raises. What had to be dropped is counted in a line of its own."""
+
+    def __init__(self, fifo: Path) -> None:
+        self._waiting: deque[bytes] = deque()
+        self._dropped = 0
+        try:
+            self._pipe = os.open(fifo, os.O_WRONLY | os.O_NONBLOCK)
+        except OSError:
+            self._pipe = -1  # started without a supervisor: nobody reads events
+
+    def write(self, event: Mapping[str, Any]) -> None:
+        if self._pipe < 0:
+            return
+        line = json.dumps(event, default=str).encode() + b"\n"
+        if len(line) > MAX_LINE_BYTES or len(self._waiting) >= MAX_WAITING:
+            self._dropped += 1
+        else:
+            self._waiting.append(line)
+        self._send()
+
+    def close(self) -> None:
+        """Waits a moment for the reader to make room."""
+        deadline = time.monotonic() + CLOSE_S
+        while self._pipe >= 0 and not self._send() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        if self._pipe >= 0:
+            os.close(self._pipe)
+            self._pipe = -1
+
+    def _send(self) -> bool:
+        """True when nothing waits any more."""
+        if self._dropped and len(self._waiting) < MAX_WAITING:
+            self._waiting.append(json.dumps({"t": time.time(), "name": "events_dropped", "value": self._dropped}).encode() + b"\n")
+            self._dropped = 0
+        while self._waiting:
+            try:
+                os.write(self._pipe, self._waiting[0])
+            except OSError:  # full, or the reader is gone
+                return False
+            self._waiting.popleft()
+        return True

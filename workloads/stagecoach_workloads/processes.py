@@ -1,0 +1,55 @@
+"""How processes of a job are tied to each other: nobody outlives its parent (Linux, prctl(2))."""
+
+import ctypes
+import os
+import signal
+import threading
+
+_PR_SET_PDEATHSIG = 1
+_PR_SET_PTRACER = 0x59616D61
+_PR_SET_PTRACER_ANY = ctypes.c_ulong(-1)
+
+
+def die_with_parent(parent: int | None) -> None:
+    """SIGKILL for this process when its parent ends. Ends at once when `parent` (a process id) is gone already."""
+    _prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGKILL))
+    if parent is not None and os.getppid() != parent:
+        os._exit(1)  # the parent died between our fork and the line above
+
+
+def let_children_die_too() -> None:
+    """Forked children of this process (data-loader workers) die with it.
+
+    The kernel ties a child to the *thread* that made it, so only what the main thread forks is tied: a loader started by a thread that
+    ends would be killed with the thread. The others are the supervisor's to find.
+    """
+    forked_by_main_thread = False
+
+    def before() -> None:
+        nonlocal forked_by_main_thread
+        forked_by_main_thread = threading.get_native_id() == os.getpid()
+
+    def in_child() -> None:
+        if forked_by_main_thread:
+            _prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGKILL))
+
+    os.register_at_fork(before=before, after_in_child=in_child)
+
+
+def let_supervisor_look() -> None:
+    """Allows py-spy of the supervisor, which is no direct parent, where Yama restricts ptrace; elsewhere it does nothing."""
+    _prctl(_PR_SET_PTRACER, _PR_SET_PTRACER_ANY)
+
+
+def parent_from_environment(variable: str) -> int | None:
+    """The process id in `variable`, which whoever started this process set; None when started by hand."""
+    value = os.environ.get(variable, "")
+    return int(value) if value.isdigit() else None
+
+
+def _prctl(option: int, value: ctypes.c_ulong) -> None:
+    zero = ctypes.c_ulong(0)
+    _LIBC.prctl(option, value, zero, zero, zero)
+
+
+_LIBC = ctypes.CDLL(None, use_errno=True)

@@ -1,0 +1,254 @@
+"""file://: a body is written to a hidden temporary file beside its place, synced, and renamed (or linked) into it.
+
+The temporary names start with `.stagecoach-tmp-`: never listed, never a valid key, harmless after a kill, removed by `sweep`.
+The stored checksum is the extended attribute `user.stagecoach.xxh3-128` of the file, where the file system has those.
+"""
+
+import contextlib
+import errno
+import os
+import time
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+from stagecoach.storage.backends import Download, ObjectInfo, Page, changed
+from stagecoach.storage.errors import AccessDenied, NotFound, StoreMisconfigured, StoreUnavailable
+from stagecoach.storage.retry import Gate
+from stagecoach.storage.settings import StoreSettings
+from stagecoach.storage.uris import TEMPORARY_PREFIX
+
+CHECKSUM_ATTRIBUTE = "user.stagecoach.xxh3-128"
+_NO_ATTRIBUTES = {errno.ENOTSUP, errno.EOPNOTSUPP, errno.EPERM, errno.EACCES, errno.ENODATA, errno.ENOSPC, errno.ERANGE}
+_ABSENT = {errno.ENOENT, errno.ENOTDIR}
+_FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
+MKDIR_TRIES = 10  # a folder may be removed as empty between making it and writing into it
+
+
+class FileBackend:
+    """Paths are absolute paths of the machine. Bytes go through fsspec's local file system."""
+
+    def __init__(self, settings: StoreSettings, gate: Gate) -> None:
+        self.settings, self.gate = settings, gate
+        self._fs: Any = None
+
+    def __reduce__(self) -> tuple[type["FileBackend"], tuple[StoreSettings, Gate]]:
+        return FileBackend, (self.settings, self.gate)
+
+    @property
+    def fs(self) -> Any:
+        if self._fs is None:
+            from fsspec.implementations.local import LocalFileSystem
+
+            self._fs = LocalFileSystem(auto_mkdir=False, skip_instance_cache=True)
+        return self._fs
+
+    def uri(self, path: str) -> str:
+        return f"file://{path}"
+
+    def download(self, download: Download) -> None:
+        with self._errors("read", download.path), self.fs.open(download.path, "rb") as file:
+            facts = os.fstat(file.fileno())
+            etag = _etag(facts)
+            if download.if_match is not None and etag != download.if_match:
+                raise changed(self.uri(download.path), download.if_match, etag)
+            download.describe(etag=etag, size=facts.st_size, checksum=_read_checksum(file.fileno()), shown=self.uri(download.path))
+            file.seek(download.position)
+            download.body += file.read(download.missing)
+
+    def stat(self, path: str) -> ObjectInfo:
+        with self._errors("read", path):
+            facts = os.stat(path)
+            if not os.path.isfile(path):
+                raise FileNotFoundError(errno.ENOENT, "is a folder", path)
+            return ObjectInfo(key=path, size=facts.st_size, etag=_etag(facts), checksum=_read_checksum(path))
+
+    def list_page(self, path: str, *, recursive: bool, token: str | None) -> Page:
+        with self._errors("list", path):
+            if recursive:
+                return Page(objects=list(self._walk(path)))
+            folders = [entry.path for entry in _entries(path) if entry.is_dir() and next(self._walk(entry.path), None)]
+            return Page(folders=folders)
+
+    def _walk(self, path: str) -> Iterator[ObjectInfo]:
+        for entry in _entries(path):
+            if entry.is_dir():
+                yield from self._walk(entry.path)
+            else:
+                with contextlib.suppress(FileNotFoundError):  # replaced or deleted while we look
+                    facts = entry.stat()
+                    yield ObjectInfo(key=entry.path, size=facts.st_size, etag=_etag(facts), checksum=_read_checksum(entry.path))
+
+    def put(self, path: str, body: bytes, checksum: str) -> ObjectInfo:
+        upload = FileUpload(self, path)
+        try:
+            upload.start()
+            upload.part(1, body)
+            return upload.finish(checksum)
+        except BaseException:
+            upload.abort()
+            raise
+
+    def open_upload(self, path: str) -> "FileUpload":
+        return FileUpload(self, path)
+
+    def put_if_absent(self, path: str, body: bytes, checksum: str, nonce: str) -> bool:
+        if os.path.lexists(path):
+            return False
+        upload = FileUpload(self, path)
+        try:
+            upload.start()
+            upload.part(1, body)
+            return upload.finish_if_absent(checksum)
+        finally:
+            upload.abort()
+
+    def delete(self, path: str) -> None:
+        with self._errors("delete", path), contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            self.fs.rm_file(path)
+            self.sync_folder(os.path.dirname(path))
+
+    def sweep(self, path: str, older_than_s: float) -> int:
+        """Removes temporary files whose last write is older. Their age is the file system's own clock against itself."""
+        removed, now = 0, time.time()
+        for folder, _, names in os.walk(path):
+            for name in names:
+                leftover = os.path.join(folder, name)
+                with contextlib.suppress(FileNotFoundError):
+                    if name.startswith(TEMPORARY_PREFIX) and now - os.stat(leftover).st_mtime >= older_than_s:
+                        os.unlink(leftover)
+                        removed += 1
+        return removed
+
+    def open_temporary(self, path: str) -> tuple[str, Any]:
+        """A new file beside `path`. Makes the folder; it may vanish again under us when somebody clears empty ones."""
+        folder = os.path.dirname(path)
+        temporary = os.path.join(folder, f"{TEMPORARY_PREFIX}{os.getpid()}-{uuid.uuid4().hex}")
+        for _ in range(MKDIR_TRIES - 1):
+            with contextlib.suppress(FileNotFoundError):
+                os.makedirs(folder, exist_ok=True)
+                return temporary, self.fs.open(temporary, "wb")
+        os.makedirs(folder, exist_ok=True)
+        return temporary, self.fs.open(temporary, "wb")
+
+    def sync_folder(self, folder: str) -> None:
+        """A rename is only durable once its folder is."""
+        if not self.settings.fsync:
+            return
+        with contextlib.suppress(FileNotFoundError):
+            handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)
+
+    @contextlib.contextmanager
+    def _errors(self, verb: str, path: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise self._translate(verb, path, error) from error
+
+    def _translate(self, verb: str, path: str, error: OSError) -> Exception:
+        uri, why = self.uri(path), error.strerror or str(error)
+        if verb == "write" and error.errno in (errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY):
+            return StoreMisconfigured(
+                f"{uri}: cannot be written, because a folder and a file want the same name ({why}); choose another key"
+            )
+        if error.errno in (*_ABSENT, errno.EISDIR):
+            return NotFound(f"{uri} does not exist")
+        if error.errno in _FORBIDDEN:
+            return AccessDenied(
+                f"{uri}: may not {verb} as user {os.geteuid()} ({why}); change the folder's owner or mode, or choose another root"
+            )
+        if error.errno == errno.ENAMETOOLONG:
+            return StoreMisconfigured(f"{uri}: the file system takes no name as long as this; choose a shorter key")
+        return StoreUnavailable(f"{uri}: could not {verb} ({why}). Check space, quota and health of the file system, then start again.")
+
+
+class FileUpload:
+    """One temporary file on its way to a name."""
+
+    is_parallel = False
+
+    def __init__(self, backend: FileBackend, path: str) -> None:
+        self.backend, self.path = backend, path
+        self.temporary = ""
+        self.file: Any = None
+
+    def start(self) -> None:
+        with self.backend._errors("write", self.path):
+            self.temporary, self.file = self.backend.open_temporary(self.path)
+
+    def part(self, number: int, body: bytes) -> None:
+        with self.backend._errors("write", self.path):
+            self.file.write(body)
+
+    def finish(self, checksum: str) -> ObjectInfo:
+        with self.backend._errors("write", self.path):
+            facts = self._close(checksum)
+            os.replace(self.temporary, self.path)
+            self.temporary = ""
+            self.backend.sync_folder(os.path.dirname(self.path))
+            return ObjectInfo(key=self.path, size=facts.st_size, etag=_etag(facts), checksum=checksum)
+
+    def finish_if_absent(self, checksum: str) -> bool:
+        """A hard link appears whole or not at all, and for one caller only."""
+        with self.backend._errors("write", self.path):
+            self._close(checksum)
+            try:
+                os.link(self.temporary, self.path)
+            except FileExistsError:
+                return os.stat(self.temporary).st_nlink == 2  # NFS: the reply to our own link was lost and it was sent again
+            except OSError as error:
+                if error.errno in (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK):
+                    raise StoreMisconfigured(
+                        f"{self.backend.uri(self.path)}: this file system has no hard links ({error.strerror}), without which two writers "
+                        "cannot be told apart; put the root on another file system"
+                    ) from error
+                raise
+            self.backend.sync_folder(os.path.dirname(self.path))
+            return True
+
+    def abort(self) -> None:
+        with contextlib.suppress(OSError):
+            if self.file is not None:
+                self.file.close()
+        with contextlib.suppress(OSError):
+            if self.temporary:
+                os.unlink(self.temporary)
+
+    def _close(self, checksum: str) -> os.stat_result:
+        self.file.flush()
+        try:
+            os.setxattr(self.file.fileno(), CHECKSUM_ATTRIBUTE, checksum.encode())
+        except OSError as error:
+            if error.errno not in _NO_ATTRIBUTES:
+                raise
+        if self.backend.settings.fsync:
+            os.fsync(self.file.fileno())
+        facts = os.fstat(self.file.fileno())
+        self.file.close()
+        return facts
+
+
+def _entries(path: str) -> list["os.DirEntry[str]"]:
+    try:
+        with os.scandir(path) as entries:
+            return [entry for entry in entries if not entry.name.startswith(TEMPORARY_PREFIX)]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def _etag(facts: os.stat_result) -> str:
+    """Every publish makes a new inode, so this changes with every body."""
+    return f"{facts.st_ino:x}-{facts.st_mtime_ns:x}-{facts.st_size:x}"
+
+
+def _read_checksum(file: int | str) -> str | None:
+    try:
+        return os.getxattr(file, CHECKSUM_ATTRIBUTE).decode()
+    except OSError as error:
+        if error.errno in _NO_ATTRIBUTES or error.errno in _ABSENT:
+            return None
+        raise

@@ -15,9 +15,8 @@ from stagecoach_workloads.weights.sources import TensorsInMemory
 
 
 def encoder_plan(layout: str, **changes: Any) -> EncoderPlan:
-    return EncoderPlan(
-        **{**{"layout": layout, "width": 36, "layers": 3, "heads": 3, "mlp_width": 52, "patch_size": 14, "image_size": 56}, **changes}
-    )
+    plan = {"layout": layout, "width": 36, "layers": 3, "heads": 3, "mlp_width": 52, "patch_size": 14, "image_size": 56}
+    return EncoderPlan(**{**plan, **changes})
 
 
 def build_pair(transformers: ModuleType, plan: EncoderPlan) -> tuple[Any, VisionEncoder]:

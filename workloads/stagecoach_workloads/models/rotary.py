@@ -20,8 +20,8 @@ class Rotary:
         if head_dim % 2:
             raise ConfigError(f"decoder.head_dim={head_dim} is odd; rotary positions turn pairs: use an even width")
         self.scaling, self.max_positions = scaling, max_positions
-        self._short = inverse_frequencies(head_dim, theta, scaling, max_positions, long=False)
-        self._long = inverse_frequencies(head_dim, theta, scaling, max_positions, long=True)
+        self._short = inverse_frequencies(head_dim, theta, scaling, long=False)
+        self._long = inverse_frequencies(head_dim, theta, scaling, long=True)
         self.magnitude = attention_factor(scaling, max_positions)
         self._on_device: dict[tuple[torch.device, bool], Tensor] = {}
 
@@ -46,7 +46,7 @@ def rotate(x_BTHK: Tensor, cos_BTF: Tensor, sin_BTF: Tensor) -> Tensor:
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x_BTHK.dtype)
 
 
-def inverse_frequencies(head_dim: int, theta: float, scaling: RopeScaling | None, max_positions: int, *, long: bool) -> list[float]:
+def inverse_frequencies(head_dim: int, theta: float, scaling: RopeScaling | None, *, long: bool) -> list[float]:
     """The F angular frequencies after scaling. `long`: beyond the length the model was trained at (only longrope distinguishes)."""
     plain = [theta ** (-2 * index / head_dim) for index in range(head_dim // 2)]
     if scaling is None:

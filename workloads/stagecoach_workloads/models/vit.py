@@ -5,7 +5,6 @@ tanh GELU, a norm after the last block). Images of several sizes run together: a
 is entered once per step on every rank, whatever a rank's images are (FSDP gathers a block's weights when it is entered).
 """
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -137,7 +136,7 @@ def interpolate_positions(position_PV: Tensor, side: int, rows: int, columns: in
     if rows == columns == side:
         return position_PV
     extra = position_PV.shape[0] - side**2
-    assert extra in (0, 1) and math.isqrt(side**2) == side
+    assert extra in (0, 1)
     grid_1VRC = position_PV[extra:].float().view(1, side, side, -1).permute(0, 3, 1, 2)
     resized = F.interpolate(grid_1VRC, size=(rows, columns), mode="bicubic", align_corners=False)
     resized_PV = resized[0].flatten(1).T.to(position_PV.dtype)

@@ -1,0 +1,20 @@
+"""Launchers by name (`--launcher`)."""
+
+from stagecoach.contract.launch import Launcher
+from stagecoach.contract.records import did_you_mean
+from stagecoach.errors import ConfigError
+
+LAUNCHERS = ("local",)
+NOT_BUILT = ("jobset", "kubernetes", "ray")  # named in interfaces.md section 1; refused by name until they exist
+
+
+def get_launcher(name: str) -> Launcher:
+    """The launcher of that name. Raises ConfigError with what exists."""
+    if name == "local":
+        from stagecoach.launch.local import LocalLauncher
+
+        return LocalLauncher()
+    exists = f"here there is: {', '.join(LAUNCHERS)}"
+    if name in NOT_BUILT:
+        raise ConfigError(f"--launcher {name}: not built yet; {exists}")
+    raise ConfigError(f"--launcher {name!r}: no such launcher; {exists}{did_you_mean(name, [*LAUNCHERS, *NOT_BUILT])}")

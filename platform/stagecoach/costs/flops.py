@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from stagecoach.contract.plan import Connector, Decoder, Encoder, Model, StagePlan
 from stagecoach.costs.load import StepLoad, step_load
-from stagecoach.costs.parameters import lora_tensors, moe_layers, patches, resampler_depth
+from stagecoach.costs.parameters import encoder_depth, lora_tensors, moe_layers, patches, resampler_depth
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,7 +39,7 @@ def encoder_forward(encoder: Encoder, image_size: int) -> float:
     embed = 2.0 * tokens * 3 * encoder.patch_size**2 * encoder.width
     tokens += encoder.layout == "clip"
     linears = 2.0 * tokens * (4 * encoder.width**2 + 2 * encoder.width * encoder.mlp_width)
-    return embed + encoder.layers * (linears + 4.0 * tokens**2 * encoder.width)
+    return embed + encoder_depth(encoder) * (linears + 4.0 * tokens**2 * encoder.width)
 
 
 def connector_forward(connector: Connector, encoder: Encoder, decoder: Decoder, image_size: int) -> float:

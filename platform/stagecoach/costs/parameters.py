@@ -9,7 +9,7 @@ The modules of `stagecoach_workloads.models` have these tensors and no others; a
   block, no pooling head.
 - **Connectors.** `c_abstractor`: Honeybee's over timm's RegStage. `perceiver`: open_flamingo's resampler and a linear read-out with bias
   (BLIP-3). `average_pool`: a linear with bias. `attention_pool`: one resampler layer whose keys are patches alone, and the same read-out.
-- **Decoder.** RMSNorm before attention, before the feed-forward, and at the end; SwiGLU; no biases but `qkv_bias`; an expert layer has
+- **Decoder.** RMSNorm before attention, before the feed-forward, and at the end; SwiGLU; biases only as the plan says; an expert layer has
   a router without bias; the head is the embedding's transpose unless `tied_embeddings` is false.
 """
 
@@ -98,9 +98,18 @@ def encoder_tensors(encoder: Encoder) -> list[Tensor]:
     positions = patches(encoder, encoder.image_size) + (0 if siglip else 1)
     found = [("patch_embedding.weight", (width, 3, encoder.patch_size, encoder.patch_size)), ("position_embedding", (positions, width))]
     found += [("patch_embedding.bias", (width,))] if siglip else [("class_embedding", (width,))]
-    found += _norm("post_norm", width) if siglip else _norm("pre_norm", width)
+    depth = encoder_depth(encoder)
+    if not siglip:
+        found += _norm("pre_norm", width)
+    elif depth == encoder.layers:
+        found += _norm("post_norm", width)
     stem = [Tensor("encoder", name, shape) for name, shape in found]
-    return stem + [Tensor("encoder", f"layers.*.{name}", shape, encoder.layers) for name, shape in _vit_layer(encoder)]
+    return stem + [Tensor("encoder", f"layers.*.{name}", shape, depth) for name, shape in _vit_layer(encoder)]
+
+
+def encoder_depth(encoder: Encoder) -> int:
+    """Blocks that are built: those up to the chosen features (`feature_layer` counts as hidden states do, -1 is the last layer)."""
+    return encoder.feature_layer + encoder.layers + 1 if encoder.feature_layer < 0 else encoder.feature_layer
 
 
 def _vit_layer(encoder: Encoder) -> Iterator[tuple[str, tuple[int, ...]]]:
@@ -209,6 +218,8 @@ def _attention(decoder: Decoder) -> Iterator[tuple[str, tuple[int, ...]]]:
         if decoder.qkv_bias:
             yield f"attention.{name}.bias", (size,)
     yield "attention.o.weight", (width, query)
+    if decoder.output_bias:
+        yield "attention.o.bias", (width,)
 
 
 def _feed_forward(decoder: Decoder) -> Iterator[Tensor]:
@@ -217,6 +228,8 @@ def _feed_forward(decoder: Decoder) -> Iterator[Tensor]:
     if decoder.layers > sparse:
         for name, shape in shapes.items():
             yield Tensor("decoder", f"layers.*.ffn.{name}.weight", shape, decoder.layers - sparse)
+            if decoder.ffn_bias:
+                yield Tensor("decoder", f"layers.*.ffn.{name}.bias", shape[:1], decoder.layers - sparse)
     if decoder.moe and sparse:
         moe = decoder.moe
         yield Tensor("decoder", "layers.*.router.weight", (moe.experts, width), sparse)

@@ -1,7 +1,7 @@
 """How one image becomes tiles, by its size alone: the grid is chosen before anything is decoded.
 
-`dynamic` is MM1.5's rule (Eq. 1, recipes.md 2.2), `grids` is xGen-MM's (LLaVA's rule, recipes.md 3.2). Pure integers and floats, so
-that `plan` counts tokens with the very code that splits images.
+`dynamic` is MM1.5's rule (Eq. 1, recipes.md 2.2), `grids` is xGen-MM's (LLaVA's rule, recipes.md 3.2). Integers only, so that no
+rounding decides, and `plan` counts tokens with the very code that splits images.
 """
 
 from stagecoach.contract.plan import Model, Split
@@ -36,33 +36,43 @@ def choose_grid(split: Split, tile: int, width: int, height: int) -> Grid:
 
 
 def _least_padding(choices: list[Grid], tile: int, width: int, height: int) -> Grid:
-    """MM1.5: the longer side is scaled to the grid. Of grids that lose no pixel the least padded; else the one that loses least."""
-    whole: list[tuple[float, int, Grid]] = []
-    shrunk: list[tuple[float, int, Grid]] = []
+    """MM1.5: the longer side is scaled to the grid. Of grids that lose no pixel the least padded; else the one that loses least.
+
+    Exact: along the longer side `long` (of `count` tiles) the scale is count * tile / long, so that every comparison below is one of
+    integers, multiplied through by `long`.
+    """
+    long, short = max(width, height), min(width, height)
+    whole: list[tuple[int, int, Grid]] = []
+    shrunk: list[tuple[int, int, Grid]] = []
     for rows, columns in choices:
-        scale = columns * tile / width if width >= height else rows * tile / height
-        scaled_width, scaled_height = scale * width, scale * height
-        if scaled_height > rows * tile or scaled_width > columns * tile:
-            continue  # would not be covered
-        if scale >= 1:
-            whole.append((rows * columns * tile**2 - scaled_height * scaled_width, rows * columns, (rows, columns)))
+        along, across = (columns, rows) if width >= height else (rows, columns)
+        if along * short > across * long:
+            continue  # the shorter side would not be covered
+        if along * tile >= long:
+            whole.append((rows * columns * long - along**2 * short, rows * columns, (rows, columns)))
         else:
-            shrunk.append((-scale, rows * columns, (rows, columns)))
+            shrunk.append((-along, rows * columns, (rows, columns)))
     if not whole and not shrunk:  # an aspect ratio beyond every grid: the longest one along the longer side
         return max(choices, key=lambda grid: (grid[1] if width >= height else grid[0], -grid[0] * grid[1]))
     return min(whole or shrunk)[2]
 
 
 def _most_resolution(choices: list[Grid], tile: int, width: int, height: int) -> Grid:
-    """LLaVA: the most effective pixels after fitting the image inside, then the least waste."""
+    """LLaVA: the most effective pixels after fitting the image inside (sides cut to whole pixels), then the least waste."""
 
-    def rank(grid: Grid) -> tuple[float, float, int]:
-        rows, columns = grid
-        scale = min(columns * tile / width, rows * tile / height)
-        effective = min(width * scale * height * scale, width * height)
-        return -effective, rows * columns * tile**2 - effective, rows * columns
+    def rank(grid: Grid) -> tuple[int, int]:
+        inner_width, inner_height = fit_inside(grid[1] * tile, grid[0] * tile, width, height)
+        effective = min(inner_width * inner_height, width * height)
+        return -effective, grid[0] * grid[1] * tile**2 - effective
 
     return min(choices, key=rank)
+
+
+def fit_inside(box_width: int, box_height: int, width: int, height: int) -> tuple[int, int]:
+    """The largest (width, height) of the image's shape in the box, cut to whole pixels, at least 1."""
+    if box_width * height <= box_height * width:
+        return box_width, max(1, box_width * height // width)
+    return max(1, box_height * width // height), box_height
 
 
 def tile_count(split: Split, grid: Grid) -> int:

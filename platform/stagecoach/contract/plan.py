@@ -380,6 +380,9 @@ class Resources(Record):
     max_hours: Positive | None = None
 
 
+StageKind = Literal["pretrain", "continual", "sft", "video", "ui", "interleaved", "dpo", "safety"]
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StagePlan(Stored):
     """One stage, resolved: what `plan.json` holds and all the trainer reads."""
@@ -387,7 +390,7 @@ class StagePlan(Stored):
     FORMAT = "stagecoach.plan"
 
     name: Name
-    kind: Literal["pretrain", "continual", "sft", "video", "ui", "interleaved", "dpo", "safety"]
+    kind: StageKind
     init: Init
     duration: Duration
     batch: Batch

@@ -76,32 +76,60 @@ def decode(kind: type[S], body: bytes, *, uri: str) -> S:
     return validate(kind, loaded, where=uri, error=ContractError)
 
 
-def validate(kind: type[R], plain: Any, *, where: str, error: type[StagecoachError] = ConfigError) -> R:
-    """Plain values to a record, strictly typed. Raises `error` with every wrong path, its value and the rule."""
+def validate(kind: type[R], plain: Any, *, where: str, error: type[StagecoachError] = ConfigError, prefix: str = "") -> R:
+    """Plain values to a record, strictly typed. Raises `error` with every wrong path (under `prefix`), its value and the rule."""
     try:
         checked: R = adapter(cast(Hashable, kind)).validate_json(json.dumps(plain), strict=True)
         return checked
     except ValidationError as invalid:
-        problems = [describe_problem(kind, item) for item in invalid.errors(include_url=False)]
+        problems = [describe_problem(kind, item, prefix, plain) for item in invalid.errors(include_url=False)]
         raise error(f"{where}: " + "; ".join(problems)) from None
 
 
-def describe_problem(kind: Any, item: Any) -> str:
+def describe_problem(kind: Any, item: Any, prefix: str = "", plain: Any = None) -> str:
     """One validation error as a sentence with the dotted path, the value and the rule."""
     path, siblings = _resolve(kind, item["loc"])
-    dotted = ".".join(path)
+    dotted = ".".join(([prefix] if prefix else []) + _labelled(path, plain))
     if item["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
-        return f"unknown key `{dotted}`{did_you_mean(path[-1], siblings)}"
+        return f"unknown key `{dotted}`{did_you_mean(path[-1], siblings, dotted.rpartition('.')[0])}"
     if item["type"] in ("missing", "missing_argument", "missing_keyword_only_argument"):
         return f"`{dotted}` is missing"
-    return f"`{dotted}` = {json.dumps(item['input'], default=str)}: {item['msg'][:1].lower()}{item['msg'][1:]}"
+    return f"`{dotted}` = {json.dumps(item['input'], default=str)}: {_rule(item)}"
 
 
-def did_you_mean(word: str, known: Sequence[str]) -> str:
-    """`; did you mean ...?` with the nearest known name, or the list of names where none is near."""
+def label_of(item: Any, index: int) -> str:
+    """How a path names an entry of a list: by its name or dataset where it has one, else by its place."""
+    return str(item.get("name", item.get("dataset", index))) if isinstance(item, dict) else str(index)
+
+
+def _labelled(path: Sequence[str], plain: Any) -> list[str]:
+    """The path with entries of lists named."""
+    named = []
+    for part in path:
+        if isinstance(plain, list) and part.isdigit() and int(part) < len(plain):
+            named.append(label_of(plain[int(part)], int(part)))
+            plain = plain[int(part)]
+        else:
+            named.append(part)
+            plain = plain.get(part) if isinstance(plain, dict) else None
+    return named
+
+
+def _rule(item: Any) -> str:
+    """Pydantic's sentence, in a config author's words."""
+    if item["type"].startswith("dataclass"):
+        return "it has fields of its own: set one of them, or give a JSON object"
+    message: str = item["msg"].replace("Input should", "must")
+    if item["type"] == "int_type" and isinstance(item["input"], float) and item["input"].is_integer():
+        message += f"; write {int(item['input'])}"
+    return f"{message[:1].lower()}{message[1:]}"
+
+
+def did_you_mean(word: str, known: Sequence[str], above: str = "") -> str:
+    """`; did you mean ...?` with the nearest known name (as a path under `above`), or the list of names where none is near."""
     near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
     if near:
-        return f"; did you mean `{near[0]}`?"
+        return f"; did you mean `{above + '.' if above else ''}{near[0]}`?"
     return f"; known here: {', '.join(sorted(known))}" if known else ""
 
 
@@ -112,8 +140,7 @@ def walk_leaves(value: Any, visit: Callable[[str, Any], None], path: str = "") -
             walk_leaves(inner, visit, f"{path}.{key}" if path else str(key))
     elif isinstance(value, list) and any(isinstance(item, dict) for item in value):
         for index, inner in enumerate(value):
-            label = inner.get("name", index) if isinstance(inner, dict) else index
-            walk_leaves(inner, visit, f"{path}.{label}")
+            walk_leaves(inner, visit, f"{path}.{label_of(inner, index)}")
     else:
         visit(path, value)
 

@@ -56,16 +56,16 @@ def test_what_is_no_object_is_refused_with_its_uri(body: bytes) -> None:
 @pytest.mark.parametrize(
     ("path", "value", "says"),
     [
-        ("optimizer.peak_lrr", 1.0, "unknown key `optimizer.peak_lrr`; did you mean `peak_lr`?"),
-        ("optimizer.peak_lr", "abc", '`optimizer.peak_lr` = "abc": input should be a valid number'),
-        ("optimizer.peak_lr", -1.0, "`optimizer.peak_lr` = -1.0: input should be greater than 0"),
-        ("optimizer.peak_lr", float("inf"), "`optimizer.peak_lr` = Infinity: input should be a finite number"),
-        ("duration.stepz", 2, "unknown key `duration.stepz`; did you mean `steps`?"),
+        ("optimizer.peak_lrr", 1.0, "unknown key `optimizer.peak_lrr`; did you mean `optimizer.peak_lr`?"),
+        ("optimizer.peak_lr", "abc", '`optimizer.peak_lr` = "abc": must be a valid number'),
+        ("optimizer.peak_lr", -1.0, "`optimizer.peak_lr` = -1.0: must be greater than 0"),
+        ("optimizer.peak_lr", float("inf"), "`optimizer.peak_lr` = Infinity: must be a finite number"),
+        ("duration.stepz", 2, "unknown key `duration.stepz`; did you mean `duration.steps`?"),
         ("init.kind", "copied", "`init` = "),
-        ("batch.size", True, "`batch.size` = true: input should be a valid integer"),
-        ("batch.size", 2.5, "`batch.size` = 2.5: input should be a valid integer"),
-        ("data.datasets.0.stats.samplez", 1, "unknown key `data.datasets.0.stats.samplez`; did you mean `samples`?"),
-        ("checkpoint.keep", 1, "`checkpoint.keep` = 1: input should be greater than or equal to 2"),
+        ("batch.size", True, "`batch.size` = true: must be a valid integer"),
+        ("batch.size", 2.5, "`batch.size` = 2.5: must be a valid integer"),
+        ("data.datasets.0.stats.samplez", 1, "unknown key `data.datasets.0.stats.samplez`; did you mean `data.datasets.0.stats.samples`?"),
+        ("checkpoint.keep", 1, "`checkpoint.keep` = 1: must be greater than or equal to 2"),
     ],
 )
 def test_a_wrong_value_is_named_by_path_value_and_rule(path: str, value: object, says: str) -> None:

@@ -82,8 +82,15 @@ def validate(kind: type[R], plain: Any, *, where: str, error: type[StagecoachErr
         checked: R = adapter(cast(Hashable, kind)).validate_json(json.dumps(plain), strict=True)
         return checked
     except ValidationError as invalid:
-        problems = [describe_problem(kind, item, prefix, plain) for item in invalid.errors(include_url=False)]
+        items = invalid.errors(include_url=False)
+        roots = [item for item in items if not any(_is_inside(other["loc"], item["loc"]) for other in items)]
+        problems = [describe_problem(kind, item, prefix, plain) for item in roots]
         raise error(f"{where}: " + "; ".join(problems)) from None
+
+
+def _is_inside(inner: Sequence[str | int], outer: Sequence[str | int]) -> bool:
+    """A list whose entry is wrong is reported too, as too short; the entry is the cause."""
+    return len(inner) > len(outer) and tuple(inner[: len(outer)]) == tuple(outer)
 
 
 def describe_problem(kind: Any, item: Any, prefix: str = "", plain: Any = None) -> str:

@@ -40,8 +40,8 @@ class Commands(click.Group):
             return None
         try:
             command: click.Command = point.load()
-        except (ImportError, AttributeError) as error:
-            raise plugin_error(point, error) from error
+        except Exception as error:  # somebody else's module: whatever it raises must not take the other commands away
+            return broken_command(point, error)
         command.name = cmd_name
         return command
 
@@ -54,11 +54,19 @@ class Commands(click.Group):
         return super().resolve_command(ctx, args)
 
 
-def plugin_error(point: EntryPoint, error: ImportError | AttributeError) -> StagecoachError:
-    """A command that cannot be loaded, as a sentence."""
-    if isinstance(error, ModuleNotFoundError):
-        return missing_extra(error)
-    return StagecoachError(f"command `{point.name}` ({point.value}) cannot be loaded: {type(error).__name__}: {error}")
+def broken_command(point: EntryPoint, error: Exception) -> click.Command:
+    """Stands in for a command that cannot be loaded: --help lists it with the cause, calling it says the same and ends with 1."""
+    if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] in EXTRA_OF_MODULE:
+        told = missing_extra(error)
+    else:
+        told = StagecoachError(f"command `{point.name}` ({point.value}) cannot be loaded: {type(error).__name__}: {error}")
+
+    def refuse() -> None:
+        raise told
+
+    anything = click.Argument(["arguments"], nargs=-1, type=click.UNPROCESSED, expose_value=False)
+    lenient = {"ignore_unknown_options": True}
+    return click.Command(point.name, callback=refuse, params=[anything], help=str(told), context_settings=lenient, add_help_option=False)
 
 
 def missing_extra(error: ModuleNotFoundError) -> StagecoachError:

@@ -12,10 +12,11 @@ HIDDEN = "***"
 MIN_SECRET_CHARS = 8  # shorter values ("1", "true", "testing") would blank out ordinary text
 MIN_KEY_ID_CHARS = 16  # the name of a key is half public, and in tests an everyday word; real ones are 16 to 128 characters
 
-# A name ends with the word: session_token, SecretAccessKey; not tokens_per_step, tokenizer or token_id.
+# A name ends with the word: session_token, SecretAccessKey; not tokens_per_step, tokenizer or token_id. Only the ending is matched,
+# never the whole name, so that a long line takes linear time.
 _NAME_ENDING = (
-    r"(?:[\w.\-]*(?:(?<=[_\-.])|(?<=[a-z])(?=[A-Z])|(?<![\w.\-])))?"
-    r"(?:secret|token|password|passwd|passphrase|credentials?|api[_-]?key|access[_-]?key(?:[_-]?id)?|private[_-]?key"
+    r"(?:(?<![A-Za-z0-9])|(?<=[a-z])(?=[A-Z]))"
+    r"(?i:secret|token|password|passwd|passphrase|credentials?|api[_-]?key|access[_-]?key(?:[_-]?id)?|private[_-]?key"
     r"|secret[_-]?(?:access[_-]?)?key|auth[_-]?string)"
 )
 _SECRET_ENV = re.compile(r"(?:^|_)(?:SECRET|TOKEN|PASSWORD|PASSWD|PASSPHRASE|CREDENTIALS?|KEY|KEY_ID|AUTH_STRING)$", re.IGNORECASE)
@@ -38,7 +39,7 @@ _PATTERNS: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(r"(?i)\b((?:proxy-)?authorization['\"]?\s*[:=]\s*['\"]?)(?:(?:basic|bearer|digest)\s+)?[^\s'\",}]+"), rf"\1{HIDDEN}"),
     (re.compile(r"(?i)\b(bearer\s+)[A-Za-z0-9._~+/\-]{8,}=*"), rf"\1{HIDDEN}"),
     (re.compile(r"(?i)(x-amz-security-token['\"]?\s*[:=]\s*['\"]?)[^\s'\",}]+"), rf"\1{HIDDEN}"),
-    (re.compile(rf"(?i)({_NAME_ENDING})(['\"]?\s*[=:]\s*)(?:'[^']{{6,}}'|\"[^\"]{{6,}}\"|[^\s'\",;}}&<]{{6,}})"), rf"\1\2{HIDDEN}"),
+    (re.compile(rf"({_NAME_ENDING})(['\"]?\s*[=:]\s*)(?:'[^']{{6,}}'|\"[^\"]{{6,}}\"|[^\s'\",;}}&<]{{6,}})"), rf"\1\2{HIDDEN}"),
 )
 
 _lock = threading.Lock()

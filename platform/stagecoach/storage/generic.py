@@ -137,3 +137,4 @@ class GenericUpload:
     def abort(self) -> None:
         if self.file is not None:
             self.file.discard()
+            self.file.closed = True  # or its finaliser uploads what was just discarded

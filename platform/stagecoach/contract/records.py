@@ -101,7 +101,7 @@ def describe_problem(kind: Any, item: Any, prefix: str = "", plain: Any = None) 
         return f"unknown key `{dotted}`{did_you_mean(path[-1], siblings, dotted.rpartition('.')[0])}"
     if item["type"] in ("missing", "missing_argument", "missing_keyword_only_argument"):
         return f"`{dotted}` is missing"
-    return f"`{dotted}` = {json.dumps(item['input'], default=str)}: {_rule(item)}"
+    return f"`{dotted}` = {json.dumps(item['input'], default=str)}: {rule_of(item)}"
 
 
 def label_of(item: Any, index: int) -> str:
@@ -122,7 +122,7 @@ def _labelled(path: Sequence[str], plain: Any) -> list[str]:
     return named
 
 
-def _rule(item: Any) -> str:
+def rule_of(item: Any) -> str:
     """Pydantic's sentence, in a config author's words."""
     if item["type"].startswith("dataclass"):
         return "it has fields of its own: set one of them, or give a JSON object"
@@ -155,7 +155,7 @@ def walk_leaves(value: Any, visit: Callable[[str, Any], None], path: str = "") -
 def _resolve(kind: Any, loc: Sequence[str | int]) -> tuple[list[str], list[str]]:
     """The path a person would write (pydantic adds the tag of the chosen union member) and the names known beside its last part."""
     path: list[str] = []
-    here, siblings = _members(kind), field_names(kind)
+    here, siblings = union_members(kind), field_names(kind)
     for place, part in enumerate(loc):
         if len(here) > 1 and all(is_dataclass(member) for member in here) and place < len(loc) - 1:
             here = [member for member in here if _tag(member) == part]
@@ -163,7 +163,7 @@ def _resolve(kind: Any, loc: Sequence[str | int]) -> tuple[list[str], list[str]]
             continue
         siblings = sorted({name for member in here for name in field_names(member)})
         path.append(str(part))
-        here = [inner for member in here for inner in _members(_step(member, part))]
+        here = [inner for member in here for inner in union_members(_step(member, part))]
     return path, siblings
 
 
@@ -188,10 +188,10 @@ def _hints(kind: Hashable) -> dict[str, Any]:
     return get_type_hints(kind)
 
 
-def _members(kind: Any) -> list[Any]:
+def union_members(kind: Any) -> list[Any]:
     """The members of a union without None, or the type alone."""
     if get_origin(kind) is Annotated:
-        return _members(get_args(kind)[0])
+        return union_members(get_args(kind)[0])
     if get_origin(kind) in (UnionType, Union):
-        return [inner for arg in get_args(kind) if arg is not type(None) for inner in _members(arg)]
+        return [inner for arg in get_args(kind) if arg is not type(None) for inner in union_members(arg)]
     return [kind]

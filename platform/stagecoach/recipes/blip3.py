@@ -101,7 +101,7 @@ def pretrain(model: Model) -> StagePlan:
         optimizer=adamw(1e-4, weight_decay=0.1),
         schedule=parts.to_tenth(),
         layout=parts.gpus(8, 2),
-        checkpoint=parts.saves(500),
+        checkpoint=parts.saves(250),
         evaluation=parts.few_shot(5000),
         resources=Resources(hardware="h100"),
     )

@@ -113,7 +113,7 @@ def mm1_30b(
         split=split,
         z_loss=1e-4,
         shots=(0, 4, 8, 16),
-        pretrain_layout=parts.gpus(16, 4, "full"),
+        pretrain_layout=parts.gpus(16, 4, "full", hybrid=False),
         sft_layout=parts.gpus(8, 2, "full"),
     )
 
@@ -131,8 +131,8 @@ def mm1_3b_moe(
         tokens=tokens,
         mixture=mixture,
         split=split,
-        pretrain_layout=parts.gpus(16, 4, "full"),
-        sft_layout=parts.gpus(8, 2, "full"),
+        pretrain_layout=parts.gpus(16, 4, "full", hybrid=False),
+        sft_layout=parts.gpus(8, 2, "full", hybrid=False),
     )
 
 
@@ -149,8 +149,8 @@ def mm1_7b_moe(
         tokens=tokens,
         mixture=mixture,
         split=split,
-        pretrain_layout=parts.gpus(16, 4, "full"),
-        sft_layout=parts.gpus(8, 2, "full"),
+        pretrain_layout=parts.gpus(16, 4, "full", hybrid=False),
+        sft_layout=parts.gpus(8, 2, "full", hybrid=False),
     )
 
 
@@ -202,7 +202,7 @@ def pretrain(
         schedule=parts.to_tenth(),
         loss=loss or Loss(),
         layout=layout,
-        checkpoint=parts.saves(500),
+        checkpoint=parts.saves(250),
         evaluation=evaluation or parts.few_shot(5000),
         resources=Resources(hardware="h100"),
     )

@@ -122,9 +122,14 @@ def mm1_5_3b_moe(
 _NODES_1B = (parts.gpus(8, 4), parts.gpus(4, 1, "full"), parts.gpus(4, 1, "full"), parts.gpus(4, 1, "full"))
 _NODES_3B = (parts.gpus(16, 2), parts.gpus(4, 1, "full"), parts.gpus(4, 1, "full"), parts.gpus(4, 1, "full"))
 _NODES_7B = (parts.gpus(16, 4, "full"), parts.gpus(8, 1, "full"), parts.gpus(4, 1, "full"), parts.gpus(8, 1, "full"))
-_NODES_30B = (parts.gpus(16, 4, "full"), parts.gpus(8, 1, "full"), parts.gpus(8, 1, "full"), parts.gpus(8, 2, "full"))
-_NODES_1B_MOE = (parts.gpus(8, 4, "full"), parts.gpus(8, 1, "full"), parts.gpus(8, 1, "full"), parts.gpus(8, 2, "full"))
-_NODES_3B_MOE = (parts.gpus(16, 4, "full"), parts.gpus(8, 1, "full"), parts.gpus(8, 1, "full"), parts.gpus(8, 2, "full"))
+_NODES_30B = (parts.gpus(16, 4, "full", hybrid=False), parts.gpus(8, 1, "full"), parts.gpus(4, 2, "full"), parts.gpus(8, 2, "full"))
+_NODES_1B_MOE = (parts.gpus(8, 4, "full", hybrid=False), parts.gpus(8, 1, "full"), parts.gpus(4, 2, "full"), parts.gpus(8, 1, "full"))
+_NODES_3B_MOE = (
+    parts.gpus(16, 4, "full", hybrid=False),
+    parts.gpus(8, 1, "full", hybrid=False),
+    parts.gpus(4, 4, "full", hybrid=False),
+    parts.gpus(8, 2, "full", hybrid=False),
+)
 
 
 # --- what they share ---------------------------------------------------------------------------------------------------------

@@ -178,12 +178,13 @@ def to_zero(warmup_steps: int) -> Schedule:
     return Schedule(kind="cosine", warmup_steps=warmup_steps, final_fraction=0.0)
 
 
-def gpus(nodes: int, microbatch_rows: int, recompute: str = "selective", *, dp_replicate: int = 1) -> Layout:
-    """Whole machines of eight GPUs."""
+def gpus(nodes: int, microbatch_rows: int, recompute: str = "selective", *, hybrid: bool = True) -> Layout:
+    """Whole machines of eight GPUs. `hybrid`: each machine holds a whole copy of the state (HSDP), so that only gradients cross the
+    network, once a step; without it the state is sharded over all of them."""
     return Layout(
         nodes=nodes,
         ranks_per_node=8,
-        dp_replicate=dp_replicate,
+        dp_replicate=nodes if hybrid else 1,
         microbatch_rows=microbatch_rows,
         activation_checkpointing="full" if recompute == "full" else "selective",
     )

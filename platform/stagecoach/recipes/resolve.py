@@ -17,7 +17,7 @@ from typing import Any, cast, get_type_hints
 from pydantic import ValidationError
 
 from stagecoach.contract.plan import PipelinePlan, StagePlan
-from stagecoach.contract.records import _members, _rule, adapter, did_you_mean, label_of, to_plain, validate, walk_leaves
+from stagecoach.contract.records import union_members, rule_of, adapter, did_you_mean, label_of, to_plain, validate, walk_leaves
 from stagecoach.errors import ConfigError
 from stagecoach.recipes import recipe_function
 
@@ -113,7 +113,7 @@ def recipe_arguments(recipe: str, settings: Sequence[Setting]) -> dict[str, Any]
         try:
             value = adapter(hints[name]).validate_python(setting.value, strict=True)
         except ValidationError as invalid:
-            raise ConfigError(f"{setting.text}: `{name}` = {json.dumps(setting.value)}: {_rule(invalid.errors()[0])}") from None
+            raise ConfigError(f"{setting.text}: `{name}` = {json.dumps(setting.value)}: {rule_of(invalid.errors()[0])}") from None
         if name in arguments and arguments[name] != value:
             raise ConfigError(f"`{written[name]}` and `{setting.text}` contradict each other; keep one")
         arguments[name], written[name] = value, setting.text
@@ -143,7 +143,8 @@ def apply_settings(base: PipelinePlan, settings: Sequence[Setting]) -> tuple[Pip
     for setting in settings:
         if setting.stage not in names:
             raise ConfigError(f"{setting.text}: {base.name} has no stage `{setting.stage}`{did_you_mean(setting.stage, names)}")
-    stages, inherited, effective = [], [], {}
+    effective: dict[str, list[Setting]] = {}
+    stages, inherited = [], []
     for stage in base.stages:
         own = [setting for setting in settings if setting.stage == stage.name]
         plain = _with_settings(to_plain(stage), own)
@@ -205,7 +206,7 @@ def _unions() -> dict[str, dict[str, list[str]]]:
     """Field of a stage -> kind -> its field names, for the fields that may have several shapes."""
     found = {}
     for name, hint in get_type_hints(StagePlan, include_extras=True).items():
-        members = [member for member in _members(hint) if is_dataclass(member)]
+        members = [member for member in union_members(hint) if is_dataclass(member)]
         if len(members) > 1:
             shapes = [cast(Any, member) for member in members]
             found[name] = {

@@ -57,6 +57,7 @@ def gather_job(name: str, folder: JobFolder, *, is_stage: bool, view_of: ViewOf 
         SubmissionFacts(claim=claim, state=reader.read(lambda k=claim.submission: folder.submission_state(k), None))  # type: ignore[misc]
         for claim in claims
     )
+    cluster = ask(view_of, claims[-1].launcher, claims[-1].name) if view_of and claims else None  # first: a launcher may end a dead attempt
     return JobFacts(
         name=name,
         uri=folder.uri,
@@ -64,7 +65,7 @@ def gather_job(name: str, folder: JobFolder, *, is_stage: bool, view_of: ViewOf 
         submissions=submissions,
         attempts=gather_attempts(folder, reader),
         manifest=reader.read(folder.stage, None),
-        cluster=ask(view_of, claims[-1].launcher, claims[-1].name) if view_of and claims else None,
+        cluster=cluster,
         unreadable=tuple(reader.unreadable),
     )
 

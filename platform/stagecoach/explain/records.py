@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from enum import StrEnum
 
+from stagecoach.constants import Phase
 from stagecoach.contract.job import (
     AttemptEnd,
     AttemptStart,
@@ -140,6 +141,17 @@ class JobFacts:
     def is_touched(self) -> bool:
         """True once anything was submitted or started."""
         return bool(self.submissions or self.attempts or self.unreadable)
+
+    @property
+    def launcher_state(self) -> JobState | None:
+        """What the launcher says now, or what was its last word when somebody noted that the newest submission has ended."""
+        if self.cluster is not None and self.cluster.state is not None:
+            return self.cluster.state
+        noted = self.submissions[-1].state if self.submissions else None
+        if noted is None or noted.state != "ended":
+            return None
+        phase = Phase(noted.phase) if noted.phase in set(Phase) else Phase.FAILED
+        return JobState(phase=phase, reason=noted.reason or "", exit_code=noted.exit_code)
 
     @property
     def is_live(self) -> bool:

@@ -22,8 +22,8 @@ def plural(number: int, word: str) -> str:
 
 
 def clip(message: str) -> str:
-    """Somebody's message in one line, without its full stop."""
-    flat = re.sub(r"\s+", " ", message).strip().rstrip(".")
+    """Somebody's message in one line, without its full stop and without the place, which the sentence has said."""
+    flat = re.sub(r"^rank \d+, step \d+: ", "", re.sub(r"\s+", " ", message).strip()).rstrip(".")
     return flat if len(flat) <= MAX_MESSAGE else flat[: MAX_MESSAGE - 1].rstrip() + "…"
 
 

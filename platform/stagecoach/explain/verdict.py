@@ -36,6 +36,14 @@ def explain(facts: Facts) -> Explanation:
     return replace(said, sentence=sentence_of(said))
 
 
+def explain_each(facts: Facts) -> list[Explanation]:
+    """Every stage's of a run on its own, or the one job's."""
+    if facts.unreadable or not facts.jobs:
+        return [explain(facts)]
+    each = [explain_job(job, run=facts.name) for job in facts.jobs]
+    return [replace(said, sentence=sentence_of(said)) for said in each]
+
+
 def decide(facts: Facts) -> Explanation:
     """Without words."""
     if facts.unreadable:
@@ -93,7 +101,7 @@ def explain_job(job: JobFacts, *, run: str) -> Explanation:
 def known_of(job: JobFacts, run: str) -> Explanation:
     """Every fact that holds whatever the cause is."""
     attempt = job.attempts[-1] if job.attempts else None
-    cluster = job.cluster
+    cluster, state = job.cluster, job.launcher_state
     asked = (f"launcher {cluster.view}",) if cluster and cluster.state else ()
     return Explanation(
         run=run,
@@ -109,8 +117,8 @@ def known_of(job: JobFacts, run: str) -> Explanation:
         watched_s=job.heartbeat.watched_s,
         previous=previous_of(job),
         launcher=job.submissions[-1].claim.launcher if job.submissions else None,
-        cluster_phase=cluster.state.phase if cluster and cluster.state else None,
-        cluster_reason=(cluster.state.reason if cluster.state else cluster.unreachable or "") if cluster else "",
+        cluster_phase=state.phase if state else None,
+        cluster_reason=state.reason if state else (cluster.unreachable or "") if cluster else "",
         read_from=("bucket", *asked),
         unreadable=job.unreadable,
     )
@@ -151,7 +159,7 @@ def pending(base: Explanation, job: JobFacts, submission: SubmissionFacts) -> Ex
 
 def live(base: Explanation, job: JobFacts, attempt: AttemptFacts) -> Explanation:
     """The newest attempt has no end: it runs, or it died without a word."""
-    cluster = job.cluster.state if job.cluster else None
+    cluster = job.launcher_state
     progress = attempt.progress
     lost = max(0, (base.step or 0) - (base.committed_step or 0))
     if cluster is not None and cluster.phase in GONE:
@@ -173,14 +181,21 @@ def live(base: Explanation, job: JobFacts, attempt: AttemptFacts) -> Explanation
 def ended(base: Explanation, job: JobFacts, end: AttemptEnd) -> Explanation:
     """The newest attempt has an end: its kind is the cause, its exit code and the cluster say what comes next."""
     cause = Cause(end.kind) if end.kind != "done" else Cause.TRAINED if job.is_stage else Cause.FINISHED
+    if cause == Cause.STOPPED and was_cancelled(job):
+        return replace(base, cause=Cause.CANCELLED, next=Next.NOTHING)
     if cause == Cause.STOPPED and end.steps_lost:
         cause = Cause.STOPPED_UNSAVED
     return replace(base, cause=cause, next=after_end(job, end))
 
 
+def was_cancelled(job: JobFacts) -> bool:
+    """A supervisor only sees a SIGTERM; that somebody cancelled is in the intent log, or the launcher knows it."""
+    return job.launcher_state is not None and job.launcher_state.phase == Phase.CANCELLED
+
+
 def after_end(job: JobFacts, end: AttemptEnd) -> Next:
     """What follows an attempt that ended so."""
-    cluster = job.cluster.state if job.cluster else None
+    cluster = job.launcher_state
     if end.kind == "done":
         return Next.WAIT if job.is_stage else Next.NOTHING
     if end.kind == "cancelled":

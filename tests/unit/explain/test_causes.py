@@ -217,6 +217,17 @@ def supervisor_killed_and_not_replaced(root: str) -> None:
 
 
 @case(
+    "r1, stage pretrain: attempt 1 wrote no end, and `local` says FAILED with exit code 75: the machine went down; it was last seen at "
+    "step 150; 10 steps after the commit at step 140 are lost; nothing runs now, submitted again it goes on from step 140.",
+    wait_s=0.3,
+    cause="supervisor_gone", next="resubmit", exit_code=75, read_from=("bucket",),
+)  # fmt: skip
+def supervisor_killed_as_the_intent_log_knows(root: str) -> None:
+    running(root)
+    write_run(root, "r1", "pretrain")[0].end_submission(1, phase="FAILED", exit_code=75, reason="the machine went down")
+
+
+@case(
     "r1, stage pretrain: attempt 1 is stopping at step 150, saving within its grace period; "
     "it ends with exit code 143 and may be started again.",
     cluster=Cluster(JobState(phase=Phase.STOPPING)),
@@ -273,6 +284,15 @@ def preempted(root: str) -> None:
 )  # fmt: skip
 def cancelled(root: str) -> None:
     _one_attempt(root, "cancelled", 143, step=130, committed_step=129, steps_lost=1, message="by ada")
+
+
+@case(
+    "r1, stage pretrain: attempt 1 was cancelled at step 130; no step is lost, step 130 is committed; it is not started again by itself.",
+    cause="cancelled", next="nothing", exit_code=143,
+)  # fmt: skip
+def cancelled_which_the_supervisor_saw_as_a_stop(root: str) -> None:
+    _one_attempt(root, "stopped", 143, step=130, committed_step=130)
+    write_run(root, "r1", "pretrain", "sft")[0].end_submission(1, phase="CANCELLED", exit_code=143)
 
 
 @case(

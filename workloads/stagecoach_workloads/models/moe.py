@@ -121,8 +121,8 @@ def router_losses(logits_NE: Tensor, probabilities_NE: Tensor, first_N: Tensor, 
 
 
 def can_group(x: Tensor, *weights: Tensor) -> bool:
-    """True when torch has grouped GEMM for these: rows of 16-byte multiples, and on CUDA bf16."""
-    if _grouped_mm() is None or (x.device.type == "cuda" and x.dtype != torch.bfloat16):
+    """True when torch has grouped GEMM for these: bf16 (its tracing knows nothing else), inner sizes of 16-byte multiples."""
+    if _grouped_mm() is None or x.dtype != torch.bfloat16:
         return False
     return all(size * w.element_size() % 16 == 0 for w in weights for size in w.shape[1:])
 

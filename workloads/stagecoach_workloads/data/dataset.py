@@ -1,0 +1,117 @@
+"""A dataset, open for reading: its manifest, its index, and samples by number, every byte checked on the way."""
+
+import zlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import xxhash
+
+from stagecoach.storage import Store, UriPolicy, open_store
+from stagecoach.storage.errors import NotFound, ObjectChanged, OutOfRange
+from stagecoach_workloads.data.index import IndexColumns, IndexRow, read_part
+from stagecoach_workloads.data.manifest import DatasetManifest, read_manifest
+from stagecoach_workloads.data.samples import Sample, SampleError, from_json
+
+
+class ContentError(SampleError):
+    """This sample's stored bytes are not what the index says. It becomes padding; anything else about storage is raised as it is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """Where one sample's bytes stand, and their checksum."""
+
+    shard: int
+    offset: int
+    length: int
+    hash: int
+
+
+class Dataset:
+    """Read-only. Threads may share it; it may be pickled to a spawned process."""
+
+    def __init__(self, store: Store, manifest: DatasetManifest, index: IndexColumns) -> None:
+        self.store, self.manifest, self.index = store, manifest, index
+
+    def __len__(self) -> int:
+        return self.index.num_samples
+
+    @property
+    def uri(self) -> str:
+        return self.store.uri
+
+    def stretch(self, number: int) -> Stretch:
+        """Where sample `number` stands."""
+        index = self.index
+        return Stretch(int(index.shard[number]), int(index.offset[number]), int(index.length[number]), int(index.hash[number]))
+
+    def name_of(self, number: int) -> str:
+        """How an error names a sample: shard and key."""
+        row = self.index.row(number)
+        shard = self.store.uri_of(self.manifest.shards[row.shard].key)
+        return f"{shard}: sample {row.key!r} (bytes {row.offset:,} to {row.offset + row.length:,})"
+
+    def read(self, number: int) -> Sample:
+        """One sample, checked. Raises ContentError that names it when its bytes or its JSON are damaged."""
+        return self.read_many([number])[0]
+
+    def read_many(self, numbers: Sequence[int]) -> list[Sample]:
+        """Several samples, near ones in one request."""
+        return [self.parse(number, body) for number, body in zip(numbers, self.read_stretches(numbers), strict=True)]
+
+    def read_stretches(self, numbers: Sequence[int]) -> list[bytes]:
+        """Raw stretches in the order asked for, unchecked. Raises ContentError when a shard is missing or too short."""
+        by_shard: dict[int, list[int]] = {}
+        for place, number in enumerate(numbers):
+            by_shard.setdefault(int(self.index.shard[number]), []).append(place)
+        bodies: list[bytes] = [b""] * len(numbers)
+        for shard, places in by_shard.items():
+            ranges = [(int(self.index.offset[numbers[p]]), int(self.index.length[numbers[p]])) for p in places]
+            for place, body in zip(places, self.read_ranges(shard, ranges), strict=True):
+                bodies[place] = body
+        return bodies
+
+    def read_ranges(self, shard: int, ranges: Iterable[tuple[int, int]]) -> list[bytes]:
+        """Byte ranges of a shard. Raises ContentError naming the shard when it is missing, too short, or replaced meanwhile."""
+        entry = self.manifest.shards[shard]
+        uri = self.store.uri_of(entry.key)
+        try:
+            return self.store.read_ranges(entry.key, list(ranges))
+        except NotFound:
+            raise ContentError(f"{uri}: this shard of {entry.samples} samples is missing") from None
+        except OutOfRange as error:
+            raise ContentError(f"{uri}: shorter than the {entry.size:,} bytes it was written with: truncated ({error})") from None
+        except ObjectChanged as error:
+            raise ContentError(f"{uri}: replaced while it was read ({error})") from None
+
+    def parse(self, number: int, body: bytes) -> Sample:
+        """A stretch's bytes to the sample. Raises ContentError that names it unless every byte is what was written."""
+        if len(body) != int(self.index.length[number]) or xxhash.xxh3_64_intdigest(body) != int(self.index.hash[number]):
+            raise ContentError(f"{self.name_of(number)}: its bytes do not have the checksum of the index: damaged")
+        return self._split(self.index.row(number), body)
+
+    def _split(self, row: IndexRow, body: bytes) -> Sample:
+        members = {
+            name: body[offset : offset + length]
+            for name, offset, length in zip(row.member_names, row.member_offsets, row.member_lengths, strict=True)
+        }
+        images = tuple(members[name] for name in row.member_names if name != "json")
+        try:
+            return from_json(members["json"], key=row.key, images=images)
+        except SampleError as error:
+            raise ContentError(f"{self.store.uri_of(self.manifest.shards[row.shard].key)}: sample {row.key!r} {error}") from None
+
+
+def open_dataset(uri: str, *, fingerprint: str | None = None, policy: UriPolicy | None = None) -> Dataset:
+    """Opens the dataset at `uri` and reads its index. Raises DataError when it is missing, damaged, or not the pinned one."""
+    return open_dataset_at(open_store(uri, policy=policy), fingerprint=fingerprint)
+
+
+def open_dataset_at(store: Store, *, fingerprint: str | None = None) -> Dataset:
+    manifest = read_manifest(store, expected_fingerprint=fingerprint)
+    return Dataset(store, manifest, IndexColumns([read_part(store, part) for part in manifest.parts]))
+
+
+def crc_matches(row: IndexRow, body: bytes) -> bool:
+    """True when a stretch has both checksums of its row."""
+    return zlib.crc32(body) == row.crc32 and xxhash.xxh3_64_intdigest(body) == row.hash

@@ -67,6 +67,10 @@ class JobFolder:
         """True for the one caller who is submission k from now on."""
         return self._create(f"submissions/{submission.submission}.json", submission)
 
+    def submission(self, number: int) -> Submission | None:
+        """Submission k, or None when it was never claimed."""
+        return self._read(f"submissions/{number}.json", Submission)
+
     def submissions(self) -> list[Submission]:
         """In order of their numbers."""
         return list(self._numbered("submissions", "", Submission))

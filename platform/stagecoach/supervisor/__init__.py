@@ -1,0 +1,1 @@
+"""PID 1 of a training pod, and the parent process of a local job: `python -m stagecoach.supervisor`."""

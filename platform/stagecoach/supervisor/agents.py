@@ -1,0 +1,89 @@
+"""torchrun's agents: one at work, one warm (`stagecoach_workloads.agent` has done `import torch` and waits for its order)."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from stagecoach.supervisor.sweeper import TREE
+
+AGENT_MODULE = "stagecoach_workloads.agent"  # by name: this room never imports torch, nor the other room
+
+
+class Agent:
+    """One process. It runs torchrun once, then it is spent."""
+
+    def __init__(self, token: str) -> None:
+        """Starts warming. Called by the main thread: the agent dies with the thread that started it."""
+        reader, writer = os.pipe()
+        environment = {**os.environ, TREE: token, "STAGECOACH_SUPERVISOR_PID": str(os.getpid())}
+        self.process = subprocess.Popen(
+            [sys.executable, "-u", "-m", AGENT_MODULE], stdin=subprocess.PIPE, stdout=writer, stderr=writer, env=environment
+        )
+        os.close(writer)
+        self.output = reader  # what torchrun prints
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    @property
+    def is_alive(self) -> bool:
+        return self.process.poll() is None
+
+    def order(self, arguments: Sequence[str], environment: Mapping[str, str], exits: Path) -> None:
+        """Sends it to work. Raises OSError when it is dead."""
+        assert self.process.stdin is not None
+        order = {"arguments": list(arguments), "environment": dict(environment), "exits": str(exits)}
+        self.process.stdin.write(json.dumps(order).encode() + b"\n")
+        self.process.stdin.close()
+
+    def dismiss(self) -> None:
+        """Kills it and collects it. Idempotent."""
+        self.process.kill()
+        self.process.wait()
+
+
+class WarmAgents:
+    """Hands out an agent that is warm, or at least warming."""
+
+    def __init__(self, token: str) -> None:
+        self._token = token
+        self._next: Agent | None = None
+
+    def take(self) -> Agent:
+        """The warm one, or a new one."""
+        agent, self._next = self._next, None
+        return agent if agent is not None and agent.is_alive else Agent(self._token)
+
+    def warm(self) -> None:
+        """Starts warming the next one, unless there is one."""
+        if self._next is None or not self._next.is_alive:
+            self._next = Agent(self._token)
+
+    @property
+    def pids(self) -> set[int]:
+        return {self._next.pid} if self._next is not None else set()
+
+
+def torchrun_arguments(
+    *, entrypoint: str, nodes: int, node: int, ranks_per_node: int, master: tuple[str, int], local_addr: str, run_id: str
+) -> list[str]:
+    """torchrun's command line: static rendezvous, no restarts of its own (they are ours), quick to see a dead rank."""
+    return [
+        f"--nnodes={nodes}",
+        f"--node-rank={node}",
+        f"--nproc-per-node={ranks_per_node}",
+        "--rdzv-backend=static",
+        f"--rdzv-id={run_id}",
+        f"--master-addr={master[0]}",
+        f"--master-port={master[1]}",
+        f"--local-addr={local_addr}",
+        "--max-restarts=0",
+        "--monitor-interval=0.1",
+        "-m",
+        "stagecoach_workloads.rank",
+        entrypoint,
+    ]

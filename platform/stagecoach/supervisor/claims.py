@@ -1,0 +1,181 @@
+"""What node 0's supervisor decides from the ledger: which attempt this is, from where it resumes, and whether there is one at all."""
+
+import hashlib
+import importlib.metadata
+import re
+import secrets
+from collections.abc import Iterator
+from datetime import UTC, datetime
+
+from stagecoach import __version__
+from stagecoach.constants import MAX_ATTEMPTS_WITHOUT_PROGRESS, ExitCode
+from stagecoach.contract.identity import layout_hash
+from stagecoach.contract.job import AttemptEnd, AttemptStart, Why
+from stagecoach.contract.launch import LaunchSpec
+from stagecoach.contract.ledger import JobFolder
+from stagecoach.errors import StagecoachError
+
+_STEP = re.compile(r"step-(\d{8,})")
+_ATTEMPT = re.compile(r"attempt-(\d+)")
+
+
+class NoProgress(StagecoachError):
+    """Too many counted attempts in a row committed nothing new."""
+
+    exit_code = ExitCode.NO_PROGRESS
+
+
+class AttemptTaken(StagecoachError):
+    """Another supervisor of this job claimed the attempt: this one is not needed, or was fenced off."""
+
+    exit_code = ExitCode.RETRY
+
+
+def now() -> str:
+    """UTC, for people."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def latest_committed(job: JobFolder) -> tuple[int, str | None]:
+    """(step, URI) of the newest checkpoint that may be read, derived by listing; (0, None) when there is none.
+
+    A commit of attempt n counts only up to the step from which every later attempt resumed: what a fenced attempt still writes is
+    never read (architecture.md section 8). Sorted by step, then attempt; never by time.
+    """
+    attempts = job.attempt_numbers()
+    limits: dict[int, int] = {}
+    for step, attempt, key in _checkpoints(job):
+        if attempt not in limits:
+            later = (job.attempt_start(number) for number in attempts if number > attempt)
+            limits[attempt] = min((start.resumed_from_step for start in later if start is not None), default=step)
+        is_fenced = step > limits[attempt] and any(number > attempt for number in attempts)
+        if not is_fenced and job.store.exists(f"{key}/COMMITTED") and not job.store.exists(f"{key}/QUARANTINED"):
+            return step, job.store.uri_of(key)
+    return 0, None
+
+
+def _checkpoints(job: JobFolder) -> Iterator[tuple[int, int, str]]:
+    """(step, attempt, folder), newest first."""
+    steps = [(int(match[1]), name) for name in job.store.list_folders("checkpoints") if (match := _STEP.fullmatch(name))]
+    for step, name in sorted(steps, reverse=True):
+        folders = job.store.list_folders(f"checkpoints/{name}")
+        attempts = sorted((int(match[1]), folder) for folder in folders if (match := _ATTEMPT.fullmatch(folder)))
+        for attempt, folder in reversed(attempts):
+            yield step, attempt, f"checkpoints/{name}/{folder}"
+
+
+def bury_the_dead(job: JobFolder) -> AttemptEnd | None:
+    """Writes the end of the newest attempt when nobody did: its supervisor was killed. Returns that attempt's end."""
+    start = job.newest_attempt()
+    if start is None:
+        return None
+    end = job.attempt_end(start.attempt)
+    if end is not None:
+        return end
+    progress = job.progress(start.attempt)
+    step = progress.step if progress else start.resumed_from_step
+    committed = max(progress.committed_step if progress else 0, latest_committed(job)[0])
+    seen = f"last seen at step {step} in phase {progress.phase}" if progress else "no step of it was seen"
+    job.end_attempt(
+        AttemptEnd(
+            attempt=start.attempt,
+            kind="found_dead",
+            exit_code=ExitCode.RETRY,
+            message=f"no end was written: the supervisor at {start.leader_host} was killed or its machine was lost; {seen}",
+            step=step,
+            committed_step=committed,
+            steps_lost=max(0, step - committed),
+            seconds=progress.seconds if progress else {},
+            written_by="successor",
+            ended_at=now(),
+        )
+    )
+    return job.attempt_end(start.attempt)
+
+
+def attempts_without_progress(job: JobFolder, committed_step: int) -> list[int]:
+    """The counted attempts (75) at the end of the ledger that committed nothing new, newest first. One stopped by the platform (143) is
+    passed over; an attempt that committed something, was done or ended fatally (somebody looked, and started it again) ends the row."""
+    reached, found = committed_step, []
+    for number in reversed(job.attempt_numbers()):
+        start, end = job.attempt_start(number), job.attempt_end(number)
+        if start is None or reached > start.resumed_from_step:
+            break
+        if end is not None and ExitCode(end.exit_code).is_counted:
+            found.append(number)
+        elif end is not None and end.exit_code != ExitCode.STOPPED:
+            break
+        reached = start.resumed_from_step
+        if len(found) == MAX_ATTEMPTS_WITHOUT_PROGRESS:
+            break
+    return found
+
+
+def claim_next(job: JobFolder, spec: LaunchSpec, *, submission: int, host: str, port: int, in_place: bool) -> AttemptStart:
+    """Claims the next attempt. Raises NoProgress (written to the ledger as an attempt that ended before it began) and AttemptTaken."""
+    last = bury_the_dead(job)
+    step, uri = latest_committed(job)
+    start = AttemptStart(
+        attempt=last.attempt + 1 if last else 1,
+        submission=submission,
+        leader_host=host,
+        leader_port=port,
+        nonce=secrets.token_hex(16),
+        nodes=spec.nodes,
+        ranks_per_node=spec.ranks_per_node,
+        world_size=spec.nodes * spec.ranks_per_node,
+        layout=_layout(job, spec),
+        identity=spec.identity,
+        why=_why(job, last, submission, in_place=in_place),
+        resumed_from_step=step,
+        resumed_from=uri,
+        versions=_versions(),
+        started_at=now(),
+    )
+    stuck = attempts_without_progress(job, step)
+    if not job.claim_attempt(start):
+        raise AttemptTaken(f"attempt {start.attempt} of {job.uri} was claimed by another supervisor; this one leaves it alone")
+    if len(stuck) >= MAX_ATTEMPTS_WITHOUT_PROGRESS:
+        _give_up(job, start, stuck, last)
+    return start
+
+
+def _give_up(job: JobFolder, start: AttemptStart, stuck: list[int], last: AttemptEnd | None) -> None:
+    numbers = ", ".join(str(number) for number in reversed(stuck))
+    message = f"attempts {numbers} committed nothing past step {start.resumed_from_step}; the last one: {last.message if last else ''}"
+    step = start.resumed_from_step
+    job.end_attempt(
+        AttemptEnd(
+            attempt=start.attempt, kind="no_progress", exit_code=ExitCode.NO_PROGRESS, message=message, step=step, committed_step=step,
+            first_failed_rank=last.first_failed_rank if last else None, first_failed_node=last.first_failed_node if last else None,
+            written_by="leader", ended_at=now(),
+        )
+    )  # fmt: skip
+    raise NoProgress(message)
+
+
+def _why(job: JobFolder, last: AttemptEnd | None, submission: int, *, in_place: bool) -> Why:
+    if last is None:
+        return "first"
+    if in_place:
+        return "restart"
+    if last.exit_code == ExitCode.STOPPED:
+        return "preempted"
+    before = job.attempt_start(last.attempt)
+    return "resubmitted" if before is not None and before.submission != submission else "retry"
+
+
+def _layout(job: JobFolder, spec: LaunchSpec) -> str:
+    plan = job.plan()
+    if plan is not None:
+        return layout_hash(plan)
+    return hashlib.sha256(f"{spec.nodes}x{spec.ranks_per_node}".encode()).hexdigest()
+
+
+def _versions() -> dict[str, str]:
+    versions = {"stagecoach": __version__}
+    try:
+        versions["torch"] = importlib.metadata.version("torch")
+    except importlib.metadata.PackageNotFoundError:
+        pass
+    return versions

@@ -1,0 +1,264 @@
+"""The supervisor of one node: settings -> node -> attempts -> exit code. Each step of the assembly has a name."""
+
+import asyncio
+import os
+import shutil
+import signal
+import sys
+import time
+from typing import NoReturn
+
+from stagecoach.constants import PEER_HOLD_S, ExitCode
+from stagecoach.contract.job import AttemptEnd, AttemptStart, NodeJoined, Progress
+from stagecoach.contract.launch import LaunchSpec
+from stagecoach.contract.ledger import JobFolder
+from stagecoach.contract.records import validate
+from stagecoach.errors import ClusterUnavailable, ConfigError, StagecoachError
+from stagecoach.log import configure, logger
+from stagecoach.supervisor.attempt import NodeAttempt
+from stagecoach.supervisor.claims import claim_next, now
+from stagecoach.supervisor.http import HttpServer
+from stagecoach.supervisor.local_state import write_exit, write_started
+from stagecoach.supervisor.node import Node, build_node, tree_prefix
+from stagecoach.supervisor.outcome import Verdict
+from stagecoach.supervisor.processes import become_subreaper, kill_descendants
+from stagecoach.supervisor.progress import build_progress
+from stagecoach.supervisor.rendezvous import Leader, Link, Peer, find_leader
+from stagecoach.supervisor.settings import SupervisorSettings, read_settings
+from stagecoach.supervisor.sweeper import sweep
+from stagecoach.supervisor.waiting import StopRequested, unless_stopped
+
+BUCKET_S = 10.0  # how long an end may wait for the bucket; a successor writes it otherwise
+FLUSH_S = 5.0
+PORT_S = 10.0  # a predecessor on this machine may still hold the port
+
+
+def main() -> NoReturn:
+    """Runs this node's part of the job and ends the process with the contract's exit code."""
+    os.environ.setdefault("STAGECOACH_LOG", "json")
+    configure()
+    try:
+        settings = read_settings()
+    except ConfigError as error:
+        logger.error(str(error))
+        sys.exit(error.job_exit_code)
+    code, reason = run(settings)
+    logger.info(f"exit {code}: {reason}")
+    if settings.local_state is not None:
+        write_exit(settings.local_state, code, reason)
+    sys.stdout.flush()
+    os._exit(code)  # threads may still wait for a bucket; the ledger is written, and nothing else is of value here
+
+
+def run(settings: SupervisorSettings) -> tuple[int, str]:
+    """(exit code, reason). Raises nothing."""
+    try:
+        become_subreaper()
+        if settings.local_state is not None:
+            write_started(settings.local_state)
+            sweep_predecessors(settings)
+        # Not asyncio.run: it waits for threads at the end, and one may be waiting for a bucket that does not answer.
+        return asyncio.new_event_loop().run_until_complete(supervise(settings))
+    except StopRequested:
+        return ExitCode.STOPPED, "stopped by the platform before anything ran"
+    except ConfigError as error:
+        return error.job_exit_code, str(error)
+    except StagecoachError as error:
+        return (error.exit_code if error.exit_code.is_fatal else ExitCode.RETRY), str(error)
+    except Exception as error:
+        logger.exception("the supervisor failed")
+        return ExitCode.RETRY, f"{type(error).__name__}: {error}"
+    finally:
+        kill_descendants()
+
+
+def sweep_predecessors(settings: SupervisorSettings) -> None:
+    """Kills what a supervisor of this very node left, should its sweeper have been killed with it. The launcher's lock says it is dead."""
+    prefix = tree_prefix(settings)
+    if killed := sweep(lambda token: token.startswith(prefix)):
+        logger.warning(f"killed {killed} processes that an earlier supervisor of this node left")
+
+
+async def supervise(settings: SupervisorSettings) -> tuple[int, str]:
+    """Attempts, one after another as long as they may be restarted in place."""
+    stop = asyncio.Event()
+    stopped_at: list[float] = []
+    listen_to_signals(stop, stopped_at)
+    job = JobFolder.open(settings.job_uri)
+    spec = await unless_stopped(stop, read_spec, job, settings)
+    node = build_node(settings, job, spec)
+    node.stop = stop
+    node.stopped_at = stopped_at
+    server = HttpServer(node.answer)
+    try:
+        node.keep_sweeper()
+        node.agents.warm()
+        node.port = await listen(server, node)
+        return await attempts(node)
+    finally:
+        node.log.close()
+        await asyncio.to_thread(node.shipper.flush, FLUSH_S)
+        await server.close()
+        shutil.rmtree(node.folder, ignore_errors=True)
+
+
+def listen_to_signals(stop: asyncio.Event, stopped_at: list[float]) -> None:
+    """SIGTERM and SIGINT set `stop` and note the moment, once."""
+
+    def on_signal() -> None:
+        if not stop.is_set():
+            stopped_at.append(time.monotonic())
+            stop.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, on_signal)
+
+
+def read_spec(job: JobFolder, settings: SupervisorSettings) -> LaunchSpec:
+    """What was asked of the launcher. Raises ConfigError when the submission is not in the ledger."""
+    submission = job.submission(settings.submission)
+    if submission is None:
+        raise ConfigError(
+            f"STAGECOACH_SUBMISSION={settings.submission}: {job.uri} has no such submission; launchers claim one before they start a node"
+        )
+    spec = validate(LaunchSpec, submission.spec, where=f"submission {settings.submission} of {job.uri}")
+    if not settings.node < spec.nodes:
+        raise ConfigError(f"STAGECOACH_NODE_INDEX={settings.node} is not below nodes={spec.nodes} of submission {settings.submission}")
+    return spec
+
+
+async def listen(server: HttpServer, node: Node) -> int:
+    """Opens the port. Raises ClusterUnavailable when another program keeps it."""
+    settings = node.settings
+    host = settings.host if settings.host.startswith("127.") else None
+    deadline = time.monotonic() + PORT_S
+    while True:
+        try:
+            return await server.start(host, settings.port)
+        except OSError as error:
+            if time.monotonic() > deadline:
+                raise ClusterUnavailable(
+                    f"port {settings.port} is in use by another program ({error.strerror}); "
+                    "set STAGECOACH_PORT to a free one, or to 0 for any"
+                ) from error
+            await asyncio.sleep(0.2)
+
+
+async def attempts(node: Node) -> tuple[int, str]:
+    """The loop of restarts in place: one node only, after a counted end, until nothing is gained by it (NoProgress)."""
+    in_place, last = False, 0
+    while True:
+        start, link = await (lead(node, in_place=in_place) if node.settings.node == 0 else follow(node, newer_than=last))
+        last, in_place = start.attempt, True
+        code, reason, may_restart = await one_attempt(node, start, link)
+        if not may_restart:
+            return code, reason
+
+
+async def lead(node: Node, *, in_place: bool) -> tuple[AttemptStart, Link]:
+    """Claims the next attempt."""
+    settings = node.settings
+    start = await unless_stopped(
+        node.stop,
+        claim_next,
+        node.job,
+        node.spec,
+        submission=settings.submission,
+        host=settings.host,
+        port=node.port,
+        in_place=in_place,
+    )
+    node.leader = Leader(start, host=settings.host, machine=settings.machine, deadline_s=settings.rendezvous_s)
+    return start, node.leader
+
+
+async def follow(node: Node, *, newer_than: int) -> tuple[AttemptStart, Link]:
+    """Finds the leader of the newest attempt."""
+    settings = node.settings
+    start = await find_leader(node.job, newer_than=newer_than, deadline_s=settings.rendezvous_s, stop=node.stop)
+    return start, Peer(start, node.job, node=settings.node, machine=settings.machine, deadline_s=settings.rendezvous_s)
+
+
+async def one_attempt(node: Node, start: AttemptStart, link: Link) -> tuple[int, str, bool]:
+    """(exit code, reason, whether this supervisor goes on with the next attempt)."""
+    node.log.use_attempt(start.attempt)
+    logger.info(
+        f"attempt {start.attempt} ({start.why}): {start.world_size} ranks on {start.nodes} nodes, from step {start.resumed_from_step}"
+    )
+    joining = asyncio.create_task(join(node, start))
+    own, progress = await run_attempt(node, start, link)
+    logger.info(f"attempt {start.attempt} ended here: {own.kind} ({own.exit_code}) {own.message}")
+    limit_s = time_left(node)
+    whole, where = await link.conclude(own, limit_s)
+    may_restart = start.nodes == 1 and whole.exit_code == ExitCode.RETRY and not node.stop.is_set()
+    if node.settings.node == 0:
+        await write_end(node, whole, where, progress, may_restart=may_restart)
+    await asyncio.wait([joining], timeout=BUCKET_S)
+    return exit_code(own, whole), whole.message or whole.kind, may_restart
+
+
+async def run_attempt(node: Node, start: AttemptStart, link: Link) -> tuple[Verdict, Progress]:
+    """This node's verdict and its last progress."""
+    try:
+        attempt = NodeAttempt(node, start, link)
+    except ConfigError as error:
+        verdict = Verdict(kind="bad_config", exit_code=error.job_exit_code, message=str(error))
+        return verdict, build_progress(start.attempt, {}, committed_step=start.resumed_from_step, first_step=start.resumed_from_step)
+    return await attempt.run(), await attempt.last_progress(2.0)
+
+
+def exit_code(own: Verdict, whole: Verdict) -> int:
+    """A node exits with its own cause. What was only a consequence is 75, or 143 when the platform's stop came by another node."""
+    if own.exit_code in (ExitCode.DONE, ExitCode.STOPPED):
+        return own.exit_code if whole.exit_code in (ExitCode.DONE, ExitCode.STOPPED) else ExitCode.RETRY
+    if own.is_weak and whole.exit_code == ExitCode.STOPPED:
+        return ExitCode.STOPPED
+    return own.exit_code
+
+
+def time_left(node: Node) -> float:
+    """How long this node may wait for others: as long as they work, unless the platform wants us gone."""
+    if node.stop_at is None:
+        return float("inf")
+    return max(0.0, node.stop_at + node.settings.stop_s - time.monotonic()) + min(1.0, PEER_HOLD_S)
+
+
+async def join(node: Node, start: AttemptStart) -> None:
+    """Says on which machine this node runs."""
+    record = NodeJoined(
+        attempt=start.attempt,
+        node=node.settings.node,
+        host=node.settings.host,
+        machine=node.settings.machine,
+        pid=os.getpid(),
+        joined_at=now(),
+    )
+    try:
+        await asyncio.to_thread(node.job.join_node, record)
+    except StagecoachError as error:
+        logger.warning(f"nodes/{node.settings.node}.json could not be written: {error}")
+
+
+async def write_end(node: Node, whole: Verdict, where: int, progress: Progress, *, may_restart: bool) -> None:
+    """The attempt's last word. When the bucket does not take it in time, a successor writes that it was found dead."""
+    machines = node.leader.machines if node.leader is not None else {}
+    end = AttemptEnd(
+        attempt=progress.attempt,
+        kind=whole.kind,
+        exit_code=whole.exit_code,
+        first_failed_rank=whole.first_failed_rank,
+        first_failed_node=machines.get(where) if whole.exit_code not in (ExitCode.DONE, ExitCode.STOPPED) else None,
+        message=whole.message,
+        step=progress.step,
+        committed_step=progress.committed_step,
+        steps_lost=max(0, progress.step - progress.committed_step),
+        ranks=whole.ranks,
+        seconds=progress.seconds,
+        written_by="leader",
+        restarts_in_place=may_restart,
+        ended_at=now(),
+    )
+    try:
+        await asyncio.wait_for(asyncio.to_thread(node.job.end_attempt, end), BUCKET_S)
+    except (StagecoachError, TimeoutError) as error:
+        logger.error(f"attempts/{progress.attempt}/end.json could not be written: {error or 'the bucket does not answer'}")

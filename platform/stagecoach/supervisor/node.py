@@ -1,0 +1,126 @@
+"""What one supervisor has for its whole life: its job, its port, its tree of processes, its log."""
+
+import asyncio
+import hashlib
+import secrets
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from stagecoach.contract.job import Progress
+from stagecoach.contract.launch import LaunchSpec
+from stagecoach.contract.ledger import SUPERVISOR, JobFolder
+from stagecoach.log import logger
+from stagecoach.supervisor.agents import WarmAgents
+from stagecoach.supervisor.http import Request, Response
+from stagecoach.supervisor.logs import Shipper, SupervisorLog, Tee
+from stagecoach.supervisor.metrics import CONTENT_TYPE, build_registry, render
+from stagecoach.supervisor.processes import Reaper, kill_descendants, remove_shm
+from stagecoach.supervisor.rendezvous import Leader
+from stagecoach.supervisor.settings import SupervisorSettings
+from stagecoach.supervisor.sweeper import SHM_LIST
+
+
+@dataclass
+class Node:
+    """Assembled once by `main`. `stop` is set by SIGTERM."""
+
+    settings: SupervisorSettings
+    job: JobFolder
+    spec: LaunchSpec
+    folder: Path
+    token: str
+    agents: WarmAgents
+    shipper: Shipper
+    tee: Tee
+    log: SupervisorLog
+    stop: asyncio.Event = field(default_factory=asyncio.Event)
+    stopped_at: list[float] = field(default_factory=list)  # the moment it was, on the monotonic clock
+    port: int = 0
+    leader: Leader | None = None  # of the attempt that runs, on node 0
+    progress: Progress | None = None
+    heartbeat_age_s: float = 0.0
+    shm: set[str] = field(default_factory=set)
+    reaper: Reaper = field(default_factory=Reaper)
+    _sweeper: "subprocess.Popen[bytes] | None" = None
+
+    def __post_init__(self) -> None:
+        self._registry = build_registry(lambda: (self.progress, self.heartbeat_age_s))
+
+    async def answer(self, request: Request) -> Response:
+        """The port: /metrics, /healthz, /rendezvous."""
+        if request.path == "/rendezvous":
+            return self.leader.handle(request) if self.leader is not None else Response(503, b"no attempt runs here\n")
+        if request.method not in ("GET", "HEAD"):
+            return Response(405, b"GET only\n")
+        if request.path == "/metrics":
+            return Response(200, render(self._registry), CONTENT_TYPE)
+        if request.path == "/healthz":
+            return Response(200, b"ok\n")
+        return Response(404, b"here are /metrics, /healthz and /rendezvous\n")
+
+    def keep_sweeper(self) -> None:
+        """Starts the sweeper, or another one where it was killed."""
+        if self._sweeper is None or self._sweeper.poll() is not None:
+            command = [sys.executable, "-m", "stagecoach.supervisor.sweeper", self.token, str(self.folder)]
+            self._sweeper = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
+
+    @property
+    def spared(self) -> set[int]:
+        """Children that outlive an attempt."""
+        return self.agents.pids | ({self._sweeper.pid} if self._sweeper is not None else set())
+
+    def remember_shm(self, names: set[str]) -> None:
+        """Notes shared memory in use, also for the sweeper."""
+        if names - self.shm:
+            self.shm |= names
+            try:
+                (self.folder / SHM_LIST).write_text("\n".join(sorted(self.shm)))
+            except OSError as error:
+                logger.debug(f"the list of shared memory cannot be written: {error}")
+
+    def clear_shm(self) -> None:
+        """Removes shared memory whose processes are dead."""
+        remove_shm(self.shm)
+        self.shm.clear()
+
+    @property
+    def stop_at(self) -> float | None:
+        """When the platform asked to stop (monotonic)."""
+        return self.stopped_at[0] if self.stopped_at else None
+
+    async def kill_ranks(self) -> None:
+        """No process of the attempt is left after this but those the kernel will not let go of."""
+        stubborn = await asyncio.to_thread(kill_descendants, self.spared)
+        if stubborn:
+            logger.error(f"{stubborn} processes do not end on SIGKILL; they hang in the kernel (look for state D with ps)")
+
+
+def tree_token(settings: SupervisorSettings) -> str:
+    """Marks every process below this supervisor: the part before the dash is the job's node, the rest this supervisor's own."""
+    return f"{tree_prefix(settings)}{secrets.token_hex(8)}"
+
+
+def tree_prefix(settings: SupervisorSettings) -> str:
+    """What the tokens of all supervisors of this job's node have in common."""
+    return hashlib.sha256(f"{settings.job_uri}\n{settings.node}".encode()).hexdigest()[:16] + "-"
+
+
+def build_node(settings: SupervisorSettings, job: JobFolder, spec: LaunchSpec) -> Node:
+    """Everything that is made once. Raises OSError when there is no room for a folder."""
+    token = tree_token(settings)
+    shipper = Shipper(job)
+    source = SUPERVISOR if settings.node == 0 else f"{SUPERVISOR}-{settings.node}"
+    return Node(
+        settings=settings,
+        job=job,
+        spec=spec,
+        folder=Path(tempfile.mkdtemp(prefix="stagecoach-")),
+        token=token,
+        agents=WarmAgents(token),
+        shipper=shipper,
+        tee=Tee(),
+        log=SupervisorLog(shipper, source),
+    )

@@ -1,0 +1,79 @@
+"""What a supervisor is told, all of it by environment: a pod template is static, and so the same for every attempt."""
+
+import os
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from stagecoach.errors import ConfigError
+
+DEFAULT_PORT = 29400
+FIRST_STEP_S = 600.0  # compile, restore and the first read of data may take long
+RENDEZVOUS_S = 600.0  # a gang's pods may pull their image one after another
+
+
+@dataclass(frozen=True, kw_only=True)
+class SupervisorSettings:
+    """The variables of `python -m stagecoach.supervisor`; README.md of this room lists them."""
+
+    job_uri: str
+    submission: int
+    node: int
+    grace_s: int
+    port: int
+    host: str  # where peers reach this node
+    machine: str  # the name a person knows it by
+    local_state: Path | None
+    hang_s: float | None
+    first_step_s: float
+    rendezvous_s: float
+
+    @property
+    def stop_s(self) -> float:
+        """How long ranks may take to save after SIGTERM: the grace period less min(5 s, a quarter of it) for what we do after them."""
+        return self.grace_s - min(5.0, self.grace_s / 4)
+
+
+def read_settings(environ: Mapping[str, str] = os.environ) -> SupervisorSettings:
+    """Raises ConfigError that names the variable."""
+    hostname = socket.gethostname()
+    local_state = environ.get("STAGECOACH_LOCAL_STATE")
+    node = environ.get("STAGECOACH_NODE_INDEX") or environ.get("JOB_COMPLETION_INDEX")
+    if node is None:
+        raise ConfigError("neither STAGECOACH_NODE_INDEX nor JOB_COMPLETION_INDEX is set; set one to this node's index, from 0")
+    if not environ.get("STAGECOACH_JOB_URI"):
+        raise ConfigError("STAGECOACH_JOB_URI is not set; set it to the job's folder, like file:///data/runs/r1/stages/00-pretrain")
+    return SupervisorSettings(
+        job_uri=environ["STAGECOACH_JOB_URI"],
+        submission=_whole(environ, "STAGECOACH_SUBMISSION", None),
+        node=_whole({"STAGECOACH_NODE_INDEX": node}, "STAGECOACH_NODE_INDEX", None),
+        grace_s=_whole(environ, "STAGECOACH_GRACE_S", 30),
+        port=_whole(environ, "STAGECOACH_PORT", DEFAULT_PORT),
+        host=environ.get("STAGECOACH_HOST") or hostname,
+        machine=environ.get("STAGECOACH_MACHINE") or hostname,
+        local_state=Path(local_state) if local_state else None,
+        hang_s=_seconds(environ, "STAGECOACH_HANG_S", None),
+        first_step_s=_seconds(environ, "STAGECOACH_FIRST_STEP_S", FIRST_STEP_S) or FIRST_STEP_S,
+        rendezvous_s=_seconds(environ, "STAGECOACH_RENDEZVOUS_S", RENDEZVOUS_S) or RENDEZVOUS_S,
+    )
+
+
+def _whole(environ: Mapping[str, str], name: str, default: int | None) -> int:
+    value = environ.get(name, "" if default is None else str(default))
+    if not value.isdigit():
+        raise ConfigError(f"environment variable {name}={value!r}; expected a whole number")
+    return int(value)
+
+
+def _seconds(environ: Mapping[str, str], name: str, default: float | None) -> float | None:
+    value = environ.get(name)
+    if not value:
+        return default
+    try:
+        seconds = float(value)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < float("inf"):
+        raise ConfigError(f"environment variable {name}={value!r}; expected seconds, more than 0")
+    return seconds

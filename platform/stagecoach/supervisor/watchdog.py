@@ -1,0 +1,86 @@
+"""Is a rank still getting on? A process that exists, or a loop that runs, is no sign of it: what must move is the main thread's beat."""
+
+import statistics
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from stagecoach.contract.local import Heartbeat
+
+SLOWEST_STEP_FACTOR = 5.0
+LEAST_DEADLINE_S = 60.0
+STEPS_REMEMBERED = 32
+TRAIN = "train"  # in this phase the step must move; in others the beat is enough
+
+
+@dataclass(frozen=True, kw_only=True)
+class Silence:
+    """The watchdog tripped: these ranks have not moved, this long, against this deadline."""
+
+    ranks: tuple[int, ...]
+    silent_s: float
+    deadline_s: float
+    phase: str
+    step: int
+
+
+@dataclass
+class _Track:
+    beat: Heartbeat = field(default_factory=Heartbeat)
+    moved_at: float = 0.0
+    step_at: float = 0.0
+
+
+class Watchdog:
+    """Feed it beats, ask it for silence. It reads no clock: times are given to it (the reader's own monotonic clock)."""
+
+    def __init__(self, ranks: list[int], *, now: float, hang_s: float | None, first_step_s: float) -> None:
+        self._hang_s, self._first_step_s = hang_s, first_step_s
+        self._tracks = {rank: _Track(moved_at=now, step_at=now) for rank in ranks}
+        self._step_times: deque[float] = deque(maxlen=STEPS_REMEMBERED)
+        self._steps_seen = False
+
+    def see(self, beats: Mapping[int, Heartbeat], now: float) -> bool:
+        """Takes the newest beat of each rank. Returns True when anything moved."""
+        moved = False
+        for rank, beat in beats.items():
+            track = self._tracks[rank]
+            if beat.counter == track.beat.counter:
+                continue
+            moved = True
+            stepped = beat.step > track.beat.step and track.beat.counter > 0
+            if stepped:
+                self._step_times.append((now - track.step_at) / (beat.step - track.beat.step))
+                self._steps_seen = True
+            if stepped or beat.phase != track.beat.phase:
+                track.step_at = now
+            if stepped or beat.phase != TRAIN or track.beat.phase != TRAIN:
+                track.moved_at = now
+            track.beat = beat
+        return moved
+
+    @property
+    def deadline_s(self) -> float:
+        """How long a rank may be silent now: long before the first step, then a few times a step."""
+        if not self._steps_seen:
+            return self._first_step_s
+        if self._hang_s is not None:
+            return self._hang_s
+        return max(LEAST_DEADLINE_S, SLOWEST_STEP_FACTOR * statistics.median(self._step_times))
+
+    def silence(self, now: float, running: set[int]) -> Silence | None:
+        """The ranks that are silent too long, among those running; None when all is well."""
+        deadline = self.deadline_s
+        late = {rank: now - track.moved_at for rank, track in self._tracks.items() if rank in running and now - track.moved_at > deadline}
+        if not late:
+            return None
+        beat = self._tracks[min(late)].beat
+        return Silence(ranks=tuple(sorted(late)), silent_s=max(late.values()), deadline_s=deadline, phase=beat.phase, step=beat.step)
+
+    def age_s(self, now: float) -> float:
+        """Seconds since the rank that is silent longest last moved."""
+        return max(now - track.moved_at for track in self._tracks.values())
+
+    def beats(self) -> dict[int, Heartbeat]:
+        """The newest beat of each rank."""
+        return {rank: track.beat for rank, track in self._tracks.items()}

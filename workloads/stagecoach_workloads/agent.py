@@ -1,0 +1,48 @@
+"""A warm torchrun: `python -m stagecoach_workloads.agent`, started by the supervisor ahead of need.
+
+`import torch` takes 1.8 s. This process has done it and waits for its order, one line of JSON on standard input:
+`{"arguments": [torchrun's command line], "environment": {…}, "exits": path}`. End of input before an order: it leaves. When ranks
+failed, `exits` gets `{"exit_codes": {local_rank: code}}`, which torchrun knows as their parent and nobody else does.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+from stagecoach_workloads.processes import die_with_parent, parent_from_environment
+
+SUPERVISOR_PID = "STAGECOACH_SUPERVISOR_PID"
+
+
+def main() -> int:
+    """Warms, waits, runs. Returns torchrun's verdict: 0 when all ranks returned 0, else 1."""
+    die_with_parent(parent_from_environment(SUPERVISOR_PID))
+    from torch.distributed import run as torchrun
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    line = sys.stdin.readline()
+    if not line:
+        return 0
+    order = json.loads(line)
+    _close_input()
+    os.environ.update(order["environment"])
+    os.environ["STAGECOACH_AGENT_PID"] = str(os.getpid())
+    try:
+        torchrun.run(torchrun.parse_args(order["arguments"]))
+    except ChildFailedError as error:
+        codes = {failure.local_rank: failure.exitcode for failure in error.failures.values()}
+        Path(order["exits"]).write_text(json.dumps({"exit_codes": codes}))
+        return 1
+    return 0
+
+
+def _close_input() -> None:
+    """Ranks must not read what is meant for us."""
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    os.close(null)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

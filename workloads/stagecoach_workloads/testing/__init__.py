@@ -1,0 +1,1 @@
+"""Workloads that tests run: small, real, and ordered to fail."""

@@ -79,5 +79,5 @@ HARDWARE = {
 def hardware(name: str) -> Hardware:
     """The entry of that name. Raises ConfigError with the nearest one when there is none."""
     if name not in HARDWARE:
-        raise ConfigError(f"hardware {name!r} is not known{did_you_mean(name, list(HARDWARE))}")
+        raise ConfigError(f"--hardware {name!r} is not known{did_you_mean(name, list(HARDWARE))}")
     return HARDWARE[name]

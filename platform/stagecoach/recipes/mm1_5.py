@@ -272,7 +272,7 @@ def video(model: Model, *, optimizer: Optimizer, layout: Layout) -> StagePlan:
         schedule=parts.to_zero(warmup_steps=100),
         loss=Loss(targets="answers"),
         layout=layout,
-        checkpoint=parts.saves(250),
+        checkpoint=parts.saves(50),
         evaluation=parts.zero_shot(1000, "video", "general"),
         resources=Resources(hardware="h100"),
     )

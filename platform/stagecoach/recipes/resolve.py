@@ -17,7 +17,8 @@ from typing import Any, cast, get_type_hints
 from pydantic import ValidationError
 
 from stagecoach.contract.plan import PipelinePlan, StagePlan
-from stagecoach.contract.records import union_members, rule_of, adapter, did_you_mean, label_of, to_plain, validate, walk_leaves
+from stagecoach.contract.records import adapter, did_you_mean, label_of, rule_of, to_plain, union_members, validate, walk_leaves
+from stagecoach.costs import hardware as known_hardware
 from stagecoach.errors import ConfigError
 from stagecoach.recipes import recipe_function
 
@@ -62,6 +63,7 @@ def resolve(recipe: str, settings: Sequence[str] = (), *, hardware: str | None =
     default, base = function(), function(**arguments)
     asked = [setting for setting in parsed if "." in setting.path]
     if hardware is not None:
+        known_hardware(hardware)
         asked += [Setting(f"{stage.name}.resources.hardware", hardware, f"--hardware {hardware}") for stage in base.stages]
     refuse_contradictions(asked)
     plan, inherited = apply_settings(base, asked)

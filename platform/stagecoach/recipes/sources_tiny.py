@@ -1,0 +1,53 @@
+"""Sources of the miniatures' values: what makes them small is ours, what makes them the papers' falls through to the family's rules."""
+
+Rules = tuple[tuple[str, str, str], ...]
+
+_SMALL = "a miniature: small enough for two CPU cores, of the paper's form"
+_DATA = "the made corpus: a source per category; measured when it is made"
+
+TINY: Rules = (
+    ("*.init.encoder", "ours", _SMALL),
+    ("*.init.decoder", "ours", _SMALL),
+    ("*.duration.*", "ours", _SMALL),
+    ("*.batch.size", "ours", _SMALL),
+    ("*.batch.seq_len", "ours", _SMALL),
+    ("*.model.encoder.width", "ours", _SMALL),
+    ("*.model.encoder.layers", "ours", _SMALL),
+    ("*.model.encoder.heads", "ours", _SMALL),
+    ("*.model.encoder.mlp_width", "ours", _SMALL),
+    ("*.model.encoder.patch_size", "ours", _SMALL),
+    ("*.model.encoder.image_size", "ours", _SMALL),
+    ("*.model.encoder.norm_eps", "ours", "1e-5"),
+    ("*.model.connector.tokens", "ours", _SMALL),
+    ("*.model.connector.hidden", "ours", _SMALL),
+    ("*.model.connector.depth", "ours", _SMALL),
+    ("*.model.connector.heads", "ours", _SMALL),
+    ("*.model.connector.head_dim", "ours", _SMALL),
+    ("*.model.decoder.vocab_size", "ours", _SMALL),
+    ("*.model.decoder.added_tokens", "ours", "room for markers of the made corpus"),
+    ("*.model.decoder.width", "ours", _SMALL),
+    ("*.model.decoder.layers", "ours", _SMALL),
+    ("*.model.decoder.heads", "ours", _SMALL),
+    ("*.model.decoder.kv_heads", "ours", "grouped queries, so that they are exercised"),
+    ("*.model.decoder.head_dim", "ours", _SMALL),
+    ("*.model.decoder.ffn_width", "ours", _SMALL),
+    ("*.model.decoder.sliding_window", "ours", "none at this length"),
+    ("*.model.decoder.max_positions", "ours", _SMALL),
+    ("*.model.decoder.moe.experts", "ours", _SMALL),
+    ("*.model.decoder.moe.every", "ours", "every 2nd layer, as 3B-MoE"),
+    ("*.model.image.size", "ours", "48 px, later tiles of 64: positions are interpolated as from 378 to 672"),
+    ("*.model.image.split.max_tiles", "ours", "at most 6 tiles"),
+    ("*.model.lora.rank", "ours", _SMALL),
+    ("*.model.lora.alpha", "ours", "twice the rank"),
+    ("*.data.datasets.*.stats.samples", "ours", _DATA),
+    ("*.data.packing.images_per_row", "ours", _SMALL),
+    ("sft.data.mixture.weights.*.weight", "derived", "the full recipe's shares"),
+    ("pretrain.data.mixture.weights.*.weight", "derived", "the full recipe's shares (xGen-MM: pairs and interleaved 50 : 50)"),
+    ("*.data.mixture.weights.*.weight", "ours", "one source a category"),
+    ("*.data.frames", "ours", "8 frames in the video stage"),
+    ("*.optimizer.peak_lr", "ours", "the law's rates are for models a thousand times larger"),
+    ("*.optimizer.connector_peak_lr", "ours", "one rate for all: everything starts at random"),
+    ("*.schedule.warmup_steps", "ours", _SMALL),
+    ("*.evaluation.suites", "ours", "the categories the stage trains"),
+    ("*.evaluation.shots", "ours", "what 256 positions hold"),
+)

@@ -1,7 +1,10 @@
-"""SIGKILL at every line of `submit_job` on the local launcher, and 32 processes that call it at once (reliability.md F60, F67).
+"""SIGKILL at the lines of `submit_job` on the local launcher, and 32 processes that call it at once (reliability.md F60, F67).
 
-`python -m stagecoach.testing.crashes {lines|race} FOLDER`: a process of its own, because it forks, which only a process with one thread may
-do. It prints one JSON object. Nothing of the launcher is changed for it: a trace function counts lines and kills.
+`python -m stagecoach.testing.crashes {states|lines|race} FOLDER`: a process of its own, because it forks, which only a process with one
+thread may do. It prints one JSON object. Nothing of the launcher is changed for it: a trace function counts lines and kills.
+
+A killed process leaves behind what is outside of it: files, and processes it has started; its locks go with it. Lines between which
+neither changes are one crash point. `states` kills at the first and the last line of each such stretch, `lines` at every line (minutes).
 """
 
 import json
@@ -17,6 +20,7 @@ from typing import Any
 import stagecoach.launch
 import stagecoach.launch.local_scheduler
 from stagecoach.contract.ledger import JobFolder
+from stagecoach.launch.processes import STATE_VARIABLE, processes_of
 from stagecoach.launch.submit import submit_job
 from stagecoach.testing.local_world import LocalWorld, wait_for
 
@@ -30,21 +34,60 @@ def submit(world: LocalWorld) -> str:
     return submit_job(world.launcher(), JobFolder.open(spec.job_uri), spec).uid
 
 
-def kill_me_at_line(number: int) -> None:
-    """SIGKILL to this process when it is about to run its `number`-th line of stagecoach.launch."""
-    left = number
+def trace_lines(on_line: Callable[[int], None]) -> None:
+    """Calls `on_line` with 1, 2, 3, ... before each line of stagecoach.launch that this process runs."""
+    number = 0
 
     def trace(frame: FrameType, event: str, _argument: Any) -> Any:
-        nonlocal left
+        nonlocal number
         if not frame.f_code.co_filename.startswith(LAUNCH):
             return None
         if event == "line":
-            left -= 1
-            if left == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
+            number += 1
+            on_line(number)
         return trace
 
     sys.settrace(trace)
+
+
+def die_at(line: int) -> Callable[[int], None]:
+    """SIGKILL to this process before that line."""
+    return lambda number: os.kill(os.getpid(), signal.SIGKILL) if number == line else None
+
+
+def outside(world: LocalWorld) -> list[str]:
+    """What a caller leaves when it dies now: files' names (but those that a node's process writes), and which nodes have processes."""
+    files = [str(path.relative_to(world.root)) for path in world.root.rglob("*") if path.is_file()]
+    kept = [name for name in files if not ("node-" in name and name.endswith((".json", ".starts")))]
+    folders = [path for path in (world.state / "jobs").glob("*") if path.is_dir()]
+    running = {process.environ()[STATE_VARIABLE] for folder in folders for process in processes_of(folder)}
+    return sorted(kept) + sorted(running)
+
+
+def lines_by_state(folder: Path) -> list[list[int]]:
+    """The lines of one undisturbed submit, in stretches between which something outside changed."""
+    world = LocalWorld(folder / "undisturbed")
+
+    def run() -> str:
+        stretches: list[list[int]] = []
+        seen: list[str] | None = None
+
+        def look(number: int) -> None:
+            nonlocal seen
+            now = outside(world)
+            if now != seen:
+                stretches.append([])
+            stretches[-1].append(number)
+            seen = now
+
+        trace_lines(look)
+        submit(world)
+        sys.settrace(None)
+        return json.dumps(stretches)
+
+    found: list[list[int]] = json.loads(str(answer(*in_child(run))))
+    world.close()
+    return found
 
 
 def in_child(action: Callable[[], str]) -> tuple[int, int]:
@@ -69,33 +112,44 @@ def answer(pid: int, reading: int) -> str | None:
     return None if os.WIFSIGNALED(status) else text
 
 
-def crash_at_every_line(folder: Path) -> dict[str, Any]:
-    """A new job for each line: one caller dies there, another does it again. Stops at the first caller that gets through alive."""
-    found: dict[str, Any] = {"lines": 0, "left_nothing": 0, "left_a_claim": 0, "left_a_job": 0, "wrong": []}
-    while True:
-        line = found["lines"] + 1
-        world = LocalWorld(folder / str(line))
-        spec = world.spec()
+def crash_at(folder: Path, line: int) -> dict[str, Any]:
+    """A new job: one caller dies before that line, another does it again. Says what the first left, and whether all is right in the end."""
+    world = LocalWorld(folder / str(line))
 
-        def die(world: LocalWorld = world, line: int = line) -> str:
-            kill_me_at_line(line)
-            return submit(world)
+    def die() -> str:
+        trace_lines(die_at(line))
+        return submit(world)
 
-        survived = answer(*in_child(die))
-        if survived is None:
-            claims, jobs = list((folder / str(line)).glob("runs/**/submissions/1.json")), world.launcher().list()
-            found["left_a_job" if jobs else "left_a_claim" if claims else "left_nothing"] += 1
-        second = answer(*in_child(lambda world=world: submit(world)))  # type: ignore[misc]
-        handles = world.launcher().list()
-        starts = world.starts(handles[0]) if handles else []
-        submissions = sorted(path.name for path in (folder / str(line)).glob("runs/**/submissions/*"))
-        right = [handle.uid for handle in handles] == [second] and starts == [1] * spec.nodes
-        if not right or submissions != ["1.json", "1.submitted.json"]:
-            found["wrong"].append({"line": line, "second": second, "starts": starts, "submissions": submissions})
-        world.close()
-        if survived is not None:
-            return found
-        found["lines"] = line
+    died = answer(*in_child(die)) is None
+    claimed, jobs = list(world.root.glob("runs/**/submissions/1.json")), world.launcher().list()
+    second = answer(*in_child(lambda: submit(world)))
+    handles = world.launcher().list()
+    starts = world.starts(handles[0]) if handles else []
+    submissions = sorted(path.name for path in world.root.glob("runs/**/submissions/*"))
+    right = died and [handle.uid for handle in handles] == [second] and starts == [1, 1]
+    world.close()
+    return {
+        "line": line,
+        "left": "a job" if jobs else "a claim" if claimed else "nothing",
+        "right": right and submissions == ["1.json", "1.submitted.json"],
+        "second": second,
+        "starts": starts,
+        "submissions": submissions,
+    }
+
+
+def crash_at_lines(folder: Path, *, every: bool) -> dict[str, Any]:
+    """At every line, or at the first and the last of each stretch."""
+    stretches = lines_by_state(folder)
+    lines = sorted({line for stretch in stretches for line in (stretch if every else (stretch[0], stretch[-1]))})
+    results = [crash_at(folder, line) for line in lines]
+    return {
+        "lines": sum(map(len, stretches)),
+        "states": len(stretches),
+        "crashes": len(results),
+        **{f"left {what}": sum(result["left"] == what for result in results) for what in ("nothing", "a claim", "a job")},
+        "wrong": [result for result in results if not result["right"]],
+    }
 
 
 def race(folder: Path) -> dict[str, Any]:
@@ -126,5 +180,9 @@ def race(folder: Path) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    experiment = {"lines": crash_at_every_line, "race": race}[sys.argv[1]]
-    print(json.dumps(experiment(Path(sys.argv[2]))))
+    experiments: dict[str, Callable[[Path], dict[str, Any]]] = {
+        "states": lambda folder: crash_at_lines(folder, every=False),
+        "lines": lambda folder: crash_at_lines(folder, every=True),
+        "race": race,
+    }
+    print(json.dumps(experiments[sys.argv[1]](Path(sys.argv[2]))))

@@ -241,7 +241,7 @@ def test_mismatches_name_the_sample(tiny_model: Callable[..., Model]) -> None:
     others: list[tuple[dict[str, Any], str]] = [
         (
             {**good, "image_slots": torch.tensor([[1, 2, 3]])},
-            r"row 1 \(sample dogs/4, dogs/5\): a slot of 3 positions at 2, but the connector",
+            "row 1 .*: a slot of 3 positions at 2, but the connector makes 4",
         ),
         ({**good, "image_slots": torch.tensor([[0, 8, C]])}, r"row 0 \(sample cats/17\): an image at positions 8 to 12 of a row of 10"),
         ({**good, "image_slots": torch.tensor([[2, 0, C]])}, "names row 2 of 2"),

@@ -39,12 +39,12 @@ def chunked_log_probs(hidden_ND: Tensor, weight_VD: Tensor, labels_N: Tensor, *,
     """Returns log_probs_N (fp32) of the labels, 0 where ignored; gradients recompute a chunk's logits. For preference losses and scores."""
     if hidden_ND.shape[0] == 0:
         return hidden_ND.new_zeros(0, dtype=torch.float32)
-    parts = [
-        checkpoint(_log_probs, hidden, weight_VD, labels, use_reentrant=False)
-        if torch.is_grad_enabled()
-        else _log_probs(hidden, weight_VD, labels)
-        for hidden, labels in zip(hidden_ND.split(chunk), labels_N.split(chunk), strict=True)
-    ]
+    parts = []
+    for hidden_CD, labels_C in zip(torch.split(hidden_ND, chunk), torch.split(labels_N, chunk), strict=True):
+        if torch.is_grad_enabled():
+            parts.append(checkpoint(_log_probs, hidden_CD, weight_VD, labels_C, use_reentrant=False))
+        else:
+            parts.append(_log_probs(hidden_CD, weight_VD, labels_C))
     return torch.cat(parts)
 
 

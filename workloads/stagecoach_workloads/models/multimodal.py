@@ -185,7 +185,7 @@ def seen_patches(
     if image_regions is None:
         return [None] * len(groups)
     counts = [len(group) for group in groups]
-    regions = image_regions.to(groups[0].device).split(counts)
+    regions = torch.split(image_regions.to(groups[0].device), counts)
     return [_inside(region_N4, grid, patch) for region_N4, grid in zip(regions, grids, strict=True)]
 
 

@@ -1,0 +1,210 @@
+"""`stagecoach data make`: every dataset of the made corpus, its tokenizer, and `corpus.json`, which is written last.
+
+    {root}/{dataset}/{split}/   datasets
+    {root}/tokenizer.json       a small BPE trained on the corpus
+    {root}/corpus.json          which dataset stands where; chance and image-blind optimum of every category
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from stagecoach import __version__
+from stagecoach.contract.records import Record, Stored, decode, encode
+from stagecoach.errors import ConfigError, ContractError, DataError
+from stagecoach.storage import Store, open_store
+from stagecoach.storage.errors import NotFound
+from stagecoach_workloads.data.made import pages, scenes, sequences
+from stagecoach_workloads.data.made.draw import Brush
+from stagecoach_workloads.data.made.level import PROFILES, SPLITS, Level, Profile, stream
+from stagecoach_workloads.data.made.task import Case, Task, baselines, boxes_of
+from stagecoach_workloads.data.samples import Sample
+from stagecoach_workloads.data.writer import WriteSettings, write_dataset
+
+CORPUS_KEY = "corpus.json"
+TOKENIZER_KEY = "tokenizer.json"
+
+# name: (kind, tasks). The names are those that the miniatures' mixtures use.
+DATASETS: dict[str, tuple[str, tuple[type[Task], ...]]] = {
+    "captions": ("pairs", (scenes.Caption,)),
+    "captions_synthetic": ("pairs", (scenes.LongCaption,)),
+    "interleaved": ("interleaved", (sequences.FewShot, sequences.FewShot, sequences.Story)),
+    "text": ("text", (sequences.Facts, sequences.Lists)),
+    "ocr_pages": ("pairs", (pages.Page,)),
+    "sft_general": ("conversation", (scenes.Colour, scenes.Shape, scenes.Exists, scenes.Count, scenes.Where)),
+    "sft_text_rich": ("conversation", (pages.Sign, pages.Chart, pages.Table, pages.Form)),
+    "sft_refer_ground": ("conversation", (scenes.Ground, scenes.Refer)),
+    "sft_science": ("conversation", (scenes.Sides, scenes.Mix)),
+    "sft_math": ("conversation", (pages.Sum, scenes.Difference)),
+    "sft_code": ("conversation", (pages.Program,)),
+    "sft_multi_image": ("conversation", (scenes.Same, scenes.More, scenes.Odd)),
+    "sft_text": ("conversation", (sequences.TextSum, sequences.Repeat)),
+    "video": ("video", (sequences.Direction, sequences.Mover, sequences.Order)),
+    "ui": ("conversation", (pages.FindWidget, pages.NameWidget, pages.TapWidget)),
+    "preference": ("preference", (sequences.Preference,)),
+    "safety": ("conversation", (pages.Danger, pages.DangerousRequest)),
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Baseline(Record):
+    """What a category scores without skill: one of the question's answers at random, and the best without looking at the image."""
+
+    metric: str
+    chance: float
+    blind: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Corpus(Stored):
+    """`corpus.json`. `datasets` maps a mixture's names to folders (the training split); `validation` and `test` likewise."""
+
+    FORMAT = "stagecoach.corpus"
+
+    profile: str
+    seed: int
+    datasets: dict[str, str]
+    validation: dict[str, str]
+    test: dict[str, str]
+    tokenizer: str
+    baselines: dict[str, dict[str, Baseline]]  # of the test split: dataset, then category
+
+
+@dataclass(frozen=True)
+class MakeJob:
+    """Samples of one dataset and split; unit u makes samples u * profile.unit and on. Sample n depends on (seed, dataset, split, n) alone."""
+
+    profile_name: str
+    dataset: str
+    split: str
+    seed: int
+
+    @property
+    def profile(self) -> Profile:
+        return PROFILES[self.profile_name]
+
+    @property
+    def samples(self) -> int:
+        return self.profile.train if self.split == "train" else self.profile.held_out
+
+    @property
+    def units(self) -> int:
+        return -(-self.samples // self.profile.unit)
+
+    def __call__(self, unit: int) -> Iterator[Sample]:
+        first = unit * self.profile.unit
+        for number in range(first, min(first + self.profile.unit, self.samples)):
+            yield self.sample(number)
+
+    def sample(self, number: int) -> Sample:
+        """Draws sample `number`."""
+        rng = stream(self.seed, self.dataset, self.split, number)
+        kind, tasks = DATASETS[self.dataset]
+        task_type = tasks[number % len(tasks)]
+        task, level = task_type(), self.profile.level
+        case = rng.choice(cases_of(task_type, level, self.split))
+        made = task.build(case, Brush(level, self.split, rng))
+        quality = None if task.lossless and self.profile_name != "bench" else level.quality
+        extra: dict[str, Any] = {"question": case.question, "answer": task.answer(case), "boxes": boxes_of(made.pictures), **made.extra}
+        if kind == "video":
+            extra["times"] = [round(n * 0.25, 2) for n in range(len(made.pictures))]
+        return Sample(
+            key=f"{self.dataset}-{number:07d}",
+            kind=kind,
+            category=task.category,
+            turns=made.turns,
+            images=tuple(picture.encoded(quality=quality) for picture in made.pictures),
+            extra=extra,
+        )
+
+
+@cache
+def cases_of(task: type[Task], level: Level, split: str) -> Sequence[Case]:
+    return task().cases(level, split)
+
+
+def corpus_baselines(level: Level, split: str) -> dict[str, dict[str, Baseline]]:
+    """Chance and image-blind optimum of every category, exact."""
+    return {
+        name: {task.category: Baseline(metric=task.metric, **baselines(cases_of(task, level, split))) for task in tasks}
+        for name, (_, tasks) in DATASETS.items()
+    }
+
+
+def make_corpus(
+    uri: str,
+    *,
+    profile: str = "tiny",
+    seed: int = 0,
+    workers: int = 1,
+    only: Sequence[str] = (),
+    on_progress: Callable[[str, int, int], None] | None = None,
+) -> Corpus:
+    """Makes (or finishes) the corpus at `uri`. Raises ConfigError for an unknown profile or dataset, or when another corpus stands there."""
+    names = _names(profile, only)
+    store = open_store(uri)
+    wanted = _corpus(profile, seed, names)
+    _check_free(store, wanted)
+    for name in names:
+        for split in SPLITS:
+            job = MakeJob(profile, name, split, seed)
+            settings = WriteSettings(
+                kind=DATASETS[name][0],
+                recipe={"made": name, "split": split, "profile": profile, "seed": seed, "version": 1},
+                licence="Apache-2.0",
+                made_by=f"stagecoach data make {__version__}",
+                workers=workers,
+            )
+            label = f"{name}/{split}"
+            report = (lambda done, units, label=label: on_progress(label, done, units)) if on_progress else None
+            write_dataset(store.child(label), settings, units=job.units, job=job, **({"on_unit": report} if report else {}))
+    from stagecoach_workloads.data.tokens import count_corpus_tokens, train_corpus_tokenizer
+
+    train_corpus_tokenizer(store, wanted)
+    count_corpus_tokens(store, wanted)
+    store.publish(CORPUS_KEY, encode(wanted))
+    return wanted
+
+
+def _names(profile: str, only: Sequence[str]) -> list[str]:
+    if profile not in PROFILES:
+        raise ConfigError(f"--profile {profile}: no such profile; there are {', '.join(PROFILES)}")
+    unknown = sorted(set(only) - set(DATASETS))
+    if unknown:
+        raise ConfigError(f"--only {unknown[0]}: no such dataset; there are {', '.join(DATASETS)}")
+    return [name for name in DATASETS if not only or name in only]
+
+
+def _corpus(profile: str, seed: int, names: Sequence[str]) -> Corpus:
+    folders = {split: {name: f"{name}/{split}" for name in names} for split in SPLITS}
+    known = corpus_baselines(PROFILES[profile].level, "test")
+    return Corpus(
+        profile=profile,
+        seed=seed,
+        datasets=folders["train"],
+        validation=folders["validation"],
+        test=folders["test"],
+        tokenizer=TOKENIZER_KEY,
+        baselines={name: known[name] for name in names},
+    )
+
+
+def _check_free(store: Store, wanted: Corpus) -> None:
+    try:
+        found = read_corpus(store)
+    except DataError:
+        return
+    if found != wanted:
+        raise ConfigError(f"{store.uri}: another made corpus stands here (profile {found.profile}, seed {found.seed}); choose another URI")
+
+
+def read_corpus(store: Store) -> Corpus:
+    """Raises DataError when there is no finished corpus."""
+    uri = store.uri_of(CORPUS_KEY)
+    try:
+        return decode(Corpus, store.read(CORPUS_KEY), uri=uri)
+    except NotFound:
+        raise DataError(f"{uri}: not there; make a corpus with `stagecoach data make {store.uri}`, or give the URI of one") from None
+    except ContractError as error:
+        raise DataError(str(error)) from None

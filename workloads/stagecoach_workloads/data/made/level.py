@@ -1,0 +1,80 @@
+"""How hard the made data is, and which parameters each split may use.
+
+Splits share questions and answers but nothing that is drawn: shades of colours, words, operands and layouts are taken from disjoint
+sets, so that a model that repeats what it saw is not rewarded. Answers are drawn independently of all of these.
+"""
+
+import hashlib
+import itertools
+import random
+import zlib
+from dataclasses import dataclass
+
+SPLITS = ("train", "validation", "test")
+_CLASSES = {"train": range(8), "validation": range(8, 9), "test": range(9, 10)}  # of ten
+
+
+@dataclass(frozen=True, kw_only=True)
+class Level:
+    """One difficulty. Sizes in pixels."""
+
+    size: int  # the short side of most images
+    page: int  # the width of pages and screens
+    grid: int  # shapes stand on a grid of so many cells a side
+    colours: int
+    shapes: int
+    most: int  # the largest count
+    words: int  # how many words a split has
+    numbers: int  # operands are below
+    frames: int
+    quality: int = 90  # of JPEG
+
+
+@dataclass(frozen=True, kw_only=True)
+class Profile:
+    """A named size of corpus: samples of each dataset by split."""
+
+    level: Level
+    train: int
+    held_out: int  # of validation and of test
+    unit: int = 250  # samples a unit of work writes
+
+
+_EASY = Level(size=48, page=64, grid=2, colours=4, shapes=3, most=4, words=40, numbers=5, frames=8)
+PROFILES = {
+    "tiny": Profile(level=_EASY, train=120, held_out=24, unit=60),
+    "demo": Profile(level=_EASY, train=2000, held_out=240),
+    "learn": Profile(
+        level=Level(size=64, page=96, grid=3, colours=6, shapes=5, most=6, words=200, numbers=10, frames=8), train=12_000, held_out=500, unit=1000
+    ),
+    "bench": Profile(
+        level=Level(size=500, page=700, grid=4, colours=8, shapes=7, most=9, words=250, numbers=50, frames=16, quality=85),
+        train=1500,
+        held_out=50,
+        unit=100,
+    ),
+}
+
+
+def stream(*parts: object) -> random.Random:
+    """A generator that depends on nothing but `parts`."""
+    return random.Random(hashlib.sha256("\x1f".join(map(str, parts)).encode()).digest())
+
+
+def in_split(text: str, split: str) -> bool:
+    """True when this parameter belongs to the split."""
+    return zlib.crc32(text.encode()) % 10 in _CLASSES[split]
+
+
+def shade_classes(split: str) -> range:
+    """Which of the ten shades of a colour the split may use."""
+    return _CLASSES[split]
+
+
+def words(level: Level, split: str) -> list[str]:
+    """The split's made words: two syllables each. Disjoint between splits."""
+    syllables = [c + v for c in "bdfgklmnprst" for v in "aeiou"]
+    found = (first + second for first, second in itertools.product(syllables, syllables) if first != second)
+    mine = [word for word in found if in_split(word, split)]
+    stream("words").shuffle(mine)
+    return sorted(mine[: level.words])

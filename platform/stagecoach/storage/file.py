@@ -155,6 +155,8 @@ class FileBackend:
             return StoreMisconfigured(
                 f"{uri}: cannot be written, because a folder and a file want the same name ({why}); choose another key"
             )
+        if verb == "write" and error.errno == errno.ENOENT:
+            return StoreMisconfigured(f"{uri}: its folder cannot be made ({why}); choose another root")
         if error.errno in (*_ABSENT, errno.EISDIR):
             return NotFound(f"{uri} does not exist")
         if error.errno in _FORBIDDEN:

@@ -2,6 +2,7 @@
 
 import asyncio
 import concurrent.futures
+import functools
 import hashlib
 import os
 import threading
@@ -123,6 +124,7 @@ def _build_file_system(settings: StoreSettings) -> Any:
     # botocore reads AWS_DEFAULT_REGION only; everything else that speaks to AWS reads AWS_REGION first.
     region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or ("us-east-1" if endpoint else None)
     fs = s3fs.S3FileSystem(
+        session=_session(),
         config_kwargs=config,
         client_kwargs={"region_name": region} if region else {},
         use_listings_cache=False,
@@ -130,3 +132,19 @@ def _build_file_system(settings: StoreSettings) -> Any:
     )
     fs.retries = 1
     return fs
+
+
+def _session() -> Any:
+    """A session that reads the credentials anew. All share what botocore knows of S3, or each would parse it for 0.1 s."""
+    import aiobotocore.session  # type: ignore[import-untyped]
+
+    session = aiobotocore.session.AioSession()
+    session.register_component("data_loader", _service_models())
+    return session
+
+
+@functools.cache
+def _service_models() -> Any:
+    from botocore.loaders import create_loader  # type: ignore[import-untyped]
+
+    return create_loader()

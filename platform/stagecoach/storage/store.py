@@ -21,7 +21,7 @@ from typing import TypeVar
 from stagecoach.redaction import hide_environment, redact
 from stagecoach.storage import digest
 from stagecoach.storage.backends import Backend, Download, ObjectInfo, Page, changed
-from stagecoach.storage.errors import NotFound, ObjectChanged, ObjectCorrupt, UsedAfterFork
+from stagecoach.storage.errors import NotFound, ObjectChanged, ObjectCorrupt, UriRefused, UsedAfterFork
 from stagecoach.storage.ranges import Span, gather, plan_spans
 from stagecoach.storage.retry import Gate, call
 from stagecoach.storage.settings import Clock, StoreSettings, SystemClock
@@ -41,6 +41,8 @@ def open_store(uri: str, *, policy: UriPolicy | None = None, settings: StoreSett
     hide_environment()
     (policy or DEFAULT_POLICY).check(uri)
     scheme, path = split_root(uri)
+    if scheme in ("http", "https"):  # allowed to be named by data, but a web server has no conditional writes, and may redirect anywhere
+        raise UriRefused(f"{redact(uri)}: a web address is not a store; copy the data to a bucket")
     settings = settings or StoreSettings()
     return Store(_build_backend(scheme, uri, settings, Gate(settings, clock or SystemClock())), path)
 

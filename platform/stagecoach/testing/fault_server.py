@@ -168,6 +168,7 @@ class _Handler(BaseHTTPRequestHandler):
     owner: FaultServer
     protocol_version = "HTTP/1.1"
     timeout = 60
+    disable_nagle_algorithm = True
 
     def log_message(self, format: str, *args: object) -> None:
         """Counted in `seen` instead."""
@@ -188,7 +189,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._refuse(*refusal)
         elif self.command == self.owner.faults.lost_replies_method and self.owner.take("lost_replies_times"):
             self._forward(body)
-            self._break(0, 0)
+            self._note(0, 0)
+            self._break(after_bytes=0)
         else:
             self._answer(*self._forward(body))
 
@@ -208,6 +210,7 @@ class _Handler(BaseHTTPRequestHandler):
         return None
 
     def _refuse(self, status: int, code: str) -> None:
+        self._note(status, 0)
         text = f"<?xml version='1.0' encoding='UTF-8'?><Error><Code>{code}</Code><Message>as ordered</Message></Error>".encode()
         self.send_response(status)
         self.send_header("Content-Type", "application/xml")
@@ -217,7 +220,6 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(text)
-        self._note(status, 0)
 
     def _forward(self, body: bytes) -> tuple[http.client.HTTPResponse, bytes]:
         upstream = http.client.HTTPConnection(self.owner.upstream.hostname or "", self.owner.upstream.port, timeout=60)
@@ -242,21 +244,21 @@ class _Handler(BaseHTTPRequestHandler):
         length = reply.getheader("Content-Length") if self.command == "HEAD" else str(len(body))
         if length is not None and reply.status != 204:
             self.send_header("Content-Length", length)
+        fault = self._fault_of(reply.status, body)
+        sent = 0 if self.command == "HEAD" else len(body) if fault is None else getattr(self.owner.faults, f"{fault}_after_bytes")
+        self._note(reply.status, sent)  # before the client can know: it may look at once
         self.end_headers()
-        if self.command != "HEAD":
-            self._send_body(reply.status, body)
-        else:
-            self._note(reply.status, 0)
+        self._send(body[:sent])
+        if fault is not None:
+            self._break(after_bytes=sent, stall=fault == "stall", politely=fault == "cut")
 
-    def _send_body(self, status: int, body: bytes) -> None:
-        for name in ("reset", "cut", "stall") if self.command == "GET" and status in (200, 206) else ():
-            after = getattr(self.owner.faults, f"{name}_after_bytes")
-            if len(body) > after and self.owner.take(f"{name}_times"):
-                self._send(body[:after])
-                self._break(status, after, stall=name == "stall", politely=name == "cut")
-                return
-        self._note(status, len(body))
-        self._send(body)
+    def _fault_of(self, status: int, body: bytes) -> str | None:
+        if self.command != "GET" or status not in (200, 206):
+            return None
+        for name in ("reset", "cut", "stall"):
+            if len(body) > getattr(self.owner.faults, f"{name}_after_bytes") and self.owner.take(f"{name}_times"):
+                return name
+        return None
 
     def _send(self, body: bytes) -> None:
         for start in range(0, len(body), CHUNK_BYTES):
@@ -264,8 +266,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.owner.pace(len(chunk))
             self.wfile.write(chunk)
 
-    def _break(self, status: int, sent: int, *, stall: bool = False, politely: bool = False) -> None:
-        self._note(status, sent)
+    def _break(self, *, after_bytes: int, stall: bool = False, politely: bool = False) -> None:
         self.close_connection = True
         self.wfile.flush()
         if stall:
@@ -273,7 +274,7 @@ class _Handler(BaseHTTPRequestHandler):
         if politely:
             self.connection.shutdown(socket.SHUT_WR)
         else:
-            time.sleep(0.05 if sent else 0)  # a reset overtakes what is still on its way
+            time.sleep(0.05 if after_bytes else 0)  # a reset overtakes what is still on its way
             reset(self.connection)
 
     def _wait_until_the_client_leaves(self) -> None:

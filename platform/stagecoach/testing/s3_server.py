@@ -14,6 +14,15 @@ from dataclasses import dataclass
 
 START_TIMEOUT_S = 30.0
 MOTO_CREDENTIALS = {"AWS_ACCESS_KEY_ID": "stagecoach-moto", "AWS_SECRET_ACCESS_KEY": "moto-5f1c9a77e0", "AWS_REGION": "us-east-1"}
+# moto's development server opens a connection and a thread a request unless it is told to speak HTTP/1.1.
+_MOTO = """
+import logging, sys
+from werkzeug.serving import WSGIRequestHandler
+from moto.server import main
+WSGIRequestHandler.protocol_version, WSGIRequestHandler.disable_nagle_algorithm = "HTTP/1.1", True
+logging.getLogger("werkzeug").setLevel(logging.ERROR)
+main(sys.argv[1:])
+"""
 
 
 @dataclass(frozen=True)
@@ -61,7 +70,7 @@ def bucket(server: S3Server) -> Iterator[str]:
 def _moto() -> Iterator[str]:
     port = _free_port()
     url = f"http://127.0.0.1:{port}"
-    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    command = [sys.executable, "-c", _MOTO, "-H", "127.0.0.1", "-p", str(port)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         _wait_for(url, process)

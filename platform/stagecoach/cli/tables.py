@@ -51,4 +51,4 @@ def _print_drawn(columns: Sequence[str], rows: Sequence[Sequence[Cell]], title: 
 
 
 def _is_number_column(rows: Sequence[Sequence[Cell]], index: int) -> bool:
-    return bool(rows) and all(row[index].text[:1].isdigit() or row[index].text in ("", "-") for row in rows)
+    return bool(rows) and all(row[index].text.lstrip("+-")[:1].isdigit() or row[index].text in ("", "-") for row in rows)

@@ -43,7 +43,7 @@ test-cluster: $(STAMP)  ## tests that need a real Kubernetes and S3: found by KU
 	tests/cluster/run $(BIN)/python -m pytest tests/cluster --durations 5
 
 verify: $(STAMP)  ## regenerates what is generated and fails on a difference
-	$(BIN)/python -m stagecoach.recipes.table README.md
+	$(BIN)/python -m stagecoach.recipes.readme README.md
 	git diff --exit-code -- README.md
 
 chaos: $(STAMP)  ## many kills; figures into workloads/results/

@@ -29,7 +29,7 @@ def main() -> int:
     os.environ.update(order["environment"])
     os.environ["STAGECOACH_AGENT_PID"] = str(os.getpid())
     try:
-        torchrun.run(torchrun.parse_args(order["arguments"]))
+        torchrun.run(torchrun.parse_args(order["arguments"]))  # type: ignore[no-untyped-call]
     except ChildFailedError as error:
         codes = {failure.local_rank: failure.exitcode for failure in error.failures.values()}
         Path(order["exits"]).write_text(json.dumps({"exit_codes": codes}))

@@ -69,7 +69,7 @@ class WarmAgents:
 
 
 def torchrun_arguments(
-    *, entrypoint: str, nodes: int, node: int, ranks_per_node: int, master: tuple[str, int], local_addr: str, run_id: str
+    *, entrypoint: str, nodes: int, node: int, ranks_per_node: int, master: tuple[str, int], local_addr: str, run_id: str, log_dir: Path
 ) -> list[str]:
     """torchrun's command line: static rendezvous, no restarts of its own (they are ours), quick to see a dead rank."""
     return [
@@ -83,6 +83,7 @@ def torchrun_arguments(
         f"--local-addr={local_addr}",
         "--max-restarts=0",
         "--monitor-interval=0.1",
+        f"--log-dir={log_dir}",  # else a folder of each attempt stays behind in /tmp
         "-m",
         "stagecoach_workloads.rank",
         entrypoint,

@@ -69,6 +69,7 @@ class NodeAttempt:
             master=master,
             local_addr=settings.host,
             run_id=f"attempt-{start.attempt}",
+            log_dir=self._group.folder,
         )
         environment = {
             "STAGECOACH_ATTEMPT": str(start.attempt),

@@ -16,6 +16,7 @@ _PR_SET_CHILD_SUBREAPER = 36
 # Names that libraries make up for themselves. A file somebody put into /dev/shm on purpose is none of ours to remove.
 _LIBRARY_SHM = re.compile(r"/dev/shm/(torch_|psm_|sem\.|pym-|wnsm_|nccl-|cuda\.shm)[^/\s]*")  # noqa: S108
 _SHM = "/dev/shm/"  # noqa: S108
+TIDY_S = 0.4
 KILL_S = 3.0  # a process in the kernel's uninterruptible sleep cannot be waited for longer than this
 
 
@@ -129,18 +130,32 @@ def living_descendants(spare: Iterable[int] = ()) -> list[psutil.Process]:
 
 
 def kill_descendants(spare: Iterable[int] = ()) -> int:
-    """SIGKILL to everything below this process but `spare`, again until nothing is left. Returns how many would not go within KILL_S."""
-    spare, deadline = set(spare), time.monotonic() + KILL_S
+    """SIGKILL to everything below this process but `spare`, again until nothing is left. Returns how many would not go within KILL_S.
+
+    Helpers that remove shared memory when their processes are gone get a moment to do so.
+    """
+    spare, start = set(spare), time.monotonic()
     while victims := living_descendants(spare):
-        for process in victims:
+        if time.monotonic() - start > KILL_S:
+            return len(victims)
+        is_early = time.monotonic() - start < TIDY_S
+        doomed = [process for process in victims if not (is_early and _tidies_up(process))]
+        for process in doomed:
             try:
                 process.kill()
             except psutil.NoSuchProcess:
                 continue
-        if time.monotonic() > deadline:
-            return len(victims)
-        wait_until_gone([process.pid for process in victims], 0.2)
+        wait_until_gone([process.pid for process in doomed or victims], 0.2)
     return 0
+
+
+def _tidies_up(process: psutil.Process) -> bool:
+    """multiprocessing's resource tracker and torch's shared-memory manager."""
+    try:
+        command = " ".join(process.cmdline())
+    except psutil.Error:
+        return False
+    return "multiprocessing.resource_tracker" in command or "torch_shm_manager" in command
 
 
 def wait_until_gone(pids: Iterable[int], timeout_s: float) -> None:

@@ -76,6 +76,10 @@ def _hold_gil(_context: RankContext, _order: Fault) -> None:
     ctypes.PyDLL(None).sleep(FOR_EVER_S)  # PyDLL does not let go of the GIL
 
 
+def _segfault(_context: RankContext, _order: Fault) -> None:
+    ctypes.memset(0, 0, 1)
+
+
 def _livelock(context: RankContext, _order: Fault) -> None:
     """Busy, and beating, without ever getting a step further."""
     while True:
@@ -104,10 +108,29 @@ def _leak_child(_context: RankContext, _order: Fault) -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def _loader_killed(_context: RankContext, _order: Fault) -> None:
+    """A data loader whose worker process is killed (F13)."""
+    from torch.utils.data import DataLoader
+
+    list(DataLoader(_Deadly(), num_workers=1))  # type: ignore[arg-type]
+
+
+class _Deadly:
+    """A dataset whose second sample kills the process that reads it."""
+
+    def __len__(self) -> int:
+        return 8
+
+    def __getitem__(self, index: int) -> int:
+        if index == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return index
+
+
 KINDS: dict[str, Callable[[RankContext, Fault], None]] = {
     "sigkill": _signal(signal.SIGKILL),
     "sigstop": _signal(signal.SIGSTOP),
-    "segfault": lambda _context, _order: ctypes.memset(0, 0, 1) and None,
+    "segfault": _segfault,
     "abort": lambda _context, _order: os.abort(),
     "exception": _raise(lambda: ValueError("the script says: fail here")),
     "sys_exit": lambda _context, order: sys.exit(int(order.value)),
@@ -129,4 +152,5 @@ KINDS: dict[str, Callable[[RankContext, Fault], None]] = {
     "ignore_sigterm": _ignore_sigterm,
     "flood": _flood,
     "leak_child": _leak_child,
+    "loader_killed": _loader_killed,
 }

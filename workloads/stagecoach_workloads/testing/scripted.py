@@ -15,7 +15,7 @@ from multiprocessing.shared_memory import SharedMemory
 from stagecoach_workloads.rank import RankContext, Stopped
 from stagecoach_workloads.testing.faults import FOR_EVER_S, EarlyReturn, commit, read_faults
 
-_MODULUS = (1 << 31) - 1  # fits the exact integers of an all-reduce in int64, also times the world size
+_MODULUS = (1 << 31) - 1
 
 
 def main(context: RankContext) -> None:
@@ -41,7 +41,8 @@ def main(context: RankContext) -> None:
             time.sleep(float(settings.get("step_s", 0.02)))
             agreed = torch.tensor([state + context.rank, int(context.stop_requested())], dtype=torch.int64)
             dist.all_reduce(agreed)
-            step, state = step + 1, (int(agreed[0]) * 31 + step) % _MODULUS
+            step += 1
+            state = (int(agreed[0]) * 31 + step) % _MODULUS
             should_stop = bool(agreed[1])
             if should_stop or step % commit_every == 0 or step == steps:
                 write_state(context, step, state)

@@ -1,0 +1,80 @@
+"""SIGTERM to the supervisor, in whatever the ranks are doing."""
+
+import signal
+import time
+
+import pytest
+
+from stagecoach.testing.supervised import expected_state
+
+from .conftest import StartJob
+
+PHASES = {  # phase -> (faults, what is heard when it is reached)
+    "training": ([], r"^\[rank 1\] step 3 "),
+    "data": ([{"kind": "sleep_data", "rank": rank, "step": 3} for rank in (0, 1)], r"^\[rank 1\] step 3 "),
+    "evaluation": ([{"kind": "sleep_evaluation", "rank": rank, "step": 3} for rank in (0, 1)], r"^\[rank 1\] step 3 "),
+}
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_sigterm_is_heard_in_every_phase(make_job: StartJob, phase: str) -> None:
+    faults, reached = PHASES[phase]
+    job = make_job({"steps": 500, "commit_every": 3, "faults": faults})
+    supervisor = job.start()
+    job.wait_line(reached)
+    asked = time.monotonic()
+    supervisor.send_signal(signal.SIGTERM)
+    assert job.wait() == 143
+    assert time.monotonic() - asked < 5
+    (end,) = job.ends()
+    assert (end.kind, end.exit_code, end.steps_lost) == ("stopped", 143, 0)
+
+
+def test_ranks_that_have_not_begun_are_not_waited_for(make_job: StartJob) -> None:
+    job = make_job({"steps": 5, "faults": [{"kind": "spin", "rank": 0, "step": -1}]}, grace_s=60)
+    supervisor = job.start()
+    job.wait_line(r"attempt 1 \(first\)")
+    asked = time.monotonic()
+    supervisor.send_signal(signal.SIGTERM)
+    assert job.wait() == 143
+    assert time.monotonic() - asked < 5
+
+
+def test_sigterm_while_waiting_for_other_nodes(make_job: StartJob) -> None:
+    job = make_job({"steps": 5}, nodes=2)
+    supervisor = job.start()
+    job.wait_line(r"attempt 1 \(first\)")
+    asked = time.monotonic()
+    supervisor.send_signal(signal.SIGTERM)
+    assert job.wait() == 143
+    assert time.monotonic() - asked < 5
+    (end,) = job.ends()
+    assert (end.kind, end.message) == ("stopped", "stopped by the platform while waiting for the other nodes")
+
+
+def test_a_rank_that_does_not_listen_has_its_time_to_save_and_no_more(make_job: StartJob) -> None:
+    job = make_job({"steps": 50, "faults": [{"kind": "sleep_deaf", "rank": 1, "step": 4}]}, grace_s=6)
+    supervisor = job.start()
+    job.wait_step(4, rank=1)
+    asked = time.monotonic()
+    supervisor.send_signal(signal.SIGTERM)
+    assert job.wait() == 143
+    assert 4.4 < time.monotonic() - asked < 6  # grace 6 s less a quarter of it
+    (end,) = job.ends()
+    assert (end.kind, end.exit_code) == ("stopped", 143)
+    assert "killed when their time to save was over" in end.message
+
+
+def test_a_stopped_attempt_is_not_counted_and_its_successor_goes_on_exactly(make_job: StartJob) -> None:
+    job = make_job({"steps": 40, "commit_every": 1000, "step_s": 0.05})
+    for attempt, step in ((1, 3), (2, 8), (3, 13), (4, 18)):
+        since = len(job.lines)
+        supervisor = job.start()
+        job.wait_step(step, since=since)
+        supervisor.send_signal(signal.SIGTERM)
+        assert job.wait() == 143
+        assert job.job.attempt_start(attempt).why == ("first" if attempt == 1 else "preempted")
+    job.start()
+    assert job.wait() == 0
+    assert [end.steps_lost for end in job.ends()] == [0] * 5
+    assert job.result()["state"] == expected_state(40, 2)

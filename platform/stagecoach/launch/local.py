@@ -17,6 +17,7 @@ from stagecoach.launch.appdef import SUPERVISOR, build_app
 from stagecoach.launch.local_logs import job_lines
 from stagecoach.launch.local_phase import LedgerView, job_state
 from stagecoach.launch.local_state import JobDirectory, LocalJob, job_directories, now, state_dir, written_at
+from stagecoach.supervisor.claims import latest_committed
 
 _RUN_OF_URI = re.compile(r"/runs/([^/]+)/")
 
@@ -158,7 +159,8 @@ def _end_dead_attempt(folder: JobFolder, attempt: int | None, *, cancelled: bool
 def _dead_end(folder: JobFolder, attempt: int, *, cancelled: bool) -> AttemptEnd:
     start, progress, machines = folder.attempt_start(attempt), folder.progress(attempt), folder.nodes(attempt)
     resumed = start.resumed_from_step if start else 0
-    step, committed = (progress.step, max(progress.committed_step, resumed)) if progress else (resumed, resumed)
+    committed = max(resumed, latest_committed(folder)[0])
+    step = max(progress.step if progress else resumed, committed)
     killed = "cancelled, and killed because it did not end within its grace period"
     died = "the supervisor of node 0 died without a word: killed, or the machine went down"
     return AttemptEnd(

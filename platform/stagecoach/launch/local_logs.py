@@ -1,20 +1,28 @@
 """Log lines of a local job: ranks' from the bucket's segments, supervisors' from their own files on this machine.
 
-A rank's line shows up once its segment is cut (1 MiB or 15 s). A supervisor's file holds all it ever said, also before it had an attempt
-and what a SIGKILL kept it from shipping; so the bucket's copy of it is read only where an attempt is asked for.
+A supervisor's file has all it ever said, also before it had an attempt and what a SIGKILL kept it from shipping, and it is live; so it
+stands for the bucket's copy unless one attempt is asked for. It also repeats its ranks' lines as `[rank 3] ...`. Those come from the
+bucket, which knows their attempt, and from the file only where they are not shipped yet (segments are cut after 15 s) and no more will come.
 """
 
+import re
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from stagecoach.contract.launch import LogLine
 from stagecoach.contract.ledger import JobFolder
 
+if TYPE_CHECKING:
+    from stagecoach.explain.logs import LogReader
+
 POLL_S = 0.1
-SEGMENT_POLL_S = 1.0
+SEGMENT_POLL_S = 0.5
 SUPERVISOR_RANK = -1
 NO_ATTEMPT = 0  # of a supervisor's own file, which is not cut by attempt
+_RANKS_LINE = re.compile(r"\[rank (\d+)\] ")
 
 
 def follow_file(path: Path, is_growing: Callable[[], bool]) -> Iterator[str]:
@@ -36,54 +44,15 @@ def follow_file(path: Path, is_growing: Callable[[], bool]) -> Iterator[str]:
             yield rest
 
 
-def rank_of(source: str) -> int:
-    """`rank-3` is 3; every supervisor is -1."""
-    return int(source.removeprefix("rank-")) if source.startswith("rank-") else SUPERVISOR_RANK
-
-
-class SegmentReader:
-    """New log lines of the ledger since the last look. Segments are immutable, so one that was read is never read again."""
-
-    def __init__(self, job: JobFolder, *, rank: int | None, attempt: int | None) -> None:
-        self.job, self.rank, self.attempt = job, rank, attempt
-        self.seen: set[str] = set()
-        self.rests: dict[tuple[int, str], bytes] = {}
-
-    def new_lines(self) -> Iterator[LogLine]:
-        """Whole lines; a line cut by a segment's end waits for the next segment."""
-        for attempt in self.job.attempt_numbers() if self.attempt is None else [self.attempt]:
-            for source in self.job.sources("logs", attempt):
-                if self._is_wanted(source):
-                    yield from self._new_lines_of(attempt, source)
-
-    def last_lines(self) -> Iterator[LogLine]:
-        """What stands after the last line's end, once nothing more will come."""
-        for (attempt, source), rest in sorted(self.rests.items()):
-            if rest:
-                yield LogLine(attempt=attempt, rank=rank_of(source), text=rest.decode("utf-8", "replace"))
-
-    def _is_wanted(self, source: str) -> bool:
-        if self.rank is None:
-            return source.startswith("rank-") or self.attempt is not None
-        return rank_of(source) == self.rank
-
-    def _new_lines_of(self, attempt: int, source: str) -> Iterator[LogLine]:
-        for key in self.job.segments("logs", attempt, source):
-            if key not in self.seen:
-                self.seen.add(key)
-                body = self.rests.get((attempt, source), b"") + self.job.store.read(key)
-                *lines, self.rests[attempt, source] = body.split(b"\n")
-                for line in lines:
-                    yield LogLine(attempt=attempt, rank=rank_of(source), text=line.decode("utf-8", "replace"))
-
-
-class FileReader:
-    """New lines of the nodes' own files since the last look."""
+class NodeLogs:
+    """What the nodes' files say: new lines of supervisors since the last look, and every line of a rank, counted."""
 
     def __init__(self, paths: list[Path]) -> None:
         self.places = dict.fromkeys(paths, 0)
+        self.ranks: dict[int, list[str]] = {}
 
-    def new_lines(self, *, is_last: bool = False) -> Iterator[LogLine]:
+    def new_lines(self, *, is_last: bool = False) -> Iterator[str]:
+        """Supervisors' own lines. A line without an end waits, but for the last look."""
         for path, place in self.places.items():
             try:
                 with path.open("rb") as file:
@@ -94,24 +63,42 @@ class FileReader:
             whole = body if is_last else body[: body.rfind(b"\n") + 1]
             self.places[path] = place + len(whole)
             for line in whole.decode("utf-8", "replace").removesuffix("\n").split("\n") if whole else ():
-                yield LogLine(attempt=NO_ATTEMPT, rank=SUPERVISOR_RANK, text=line)
+                if match := _RANKS_LINE.match(line):
+                    self.ranks.setdefault(int(match[1]), []).append(line[match.end() :])
+                else:
+                    yield line
 
 
 def job_lines(
     job: JobFolder | None, files: list[Path], *, rank: int | None, attempt: int | None, is_growing: Callable[[], bool]
 ) -> Iterator[LogLine]:
     """The lines of one job, until `is_growing` says no. `job` is None when it has no folder in a bucket."""
-    from_files = FileReader(files if attempt is None and rank in (None, SUPERVISOR_RANK) else [])
-    from_bucket = None
-    if job is not None and not (rank == SUPERVISOR_RANK and attempt is None):
-        from_bucket = SegmentReader(job, rank=rank, attempt=attempt)
+    from stagecoach.explain.logs import LogReader
+
+    bucket = LogReader(job, rank=rank, attempt=attempt) if job else None
+    local = NodeLogs(files if attempt is None else [])
+    shipped: Counter[int] = Counter()
     while True:
         is_last_look = not is_growing()
-        yield from from_files.new_lines(is_last=is_last_look)
-        if from_bucket:
-            yield from from_bucket.new_lines()
+        for text in local.new_lines(is_last=is_last_look):
+            if rank in (None, SUPERVISOR_RANK):
+                yield LogLine(attempt=NO_ATTEMPT, rank=SUPERVISOR_RANK, text=text)
+        for line in _from_bucket(bucket, is_last=is_last_look):
+            if attempt is not None or line.rank != SUPERVISOR_RANK:
+                shipped[line.rank] += 1
+                yield line
         if is_last_look:
             break
         time.sleep(SEGMENT_POLL_S)
-    if from_bucket:
-        yield from from_bucket.last_lines()
+    newest = max(job.attempt_numbers(), default=NO_ATTEMPT) if job and local.ranks else NO_ATTEMPT
+    for number in sorted(local.ranks):
+        if rank in (None, number):
+            for text in local.ranks[number][shipped[number] :]:
+                yield LogLine(attempt=newest, rank=number, text=text)
+
+
+def _from_bucket(bucket: "LogReader | None", *, is_last: bool) -> Iterator[LogLine]:
+    if bucket:
+        yield from bucket.new_lines()
+        if is_last:
+            yield from bucket.last_lines()

@@ -138,7 +138,9 @@ class StagecoachLocalScheduler(Scheduler[dict[str, Any]]):  # type: ignore[misc]
         # Alive is running to TorchX: it knows nothing of attempts, and the bucket need not be asked.
         state = job_state(directory.views(job), LedgerView(newest=0, all_joined=True), cancelled=directory.is_cancelled)
         roles = [Role(name=role, image="", num_replicas=job.roles.count(role)) for role in dict.fromkeys(job.roles)]
-        return DescribeAppResponse(app_id=app_id, state=APP_STATES.get(state.phase, AppState.RUNNING), msg=state.reason, roles=roles)
+        return DescribeAppResponse(
+            app_id=app_id, state=APP_STATES.get(state.phase, AppState.RUNNING), num_restarts=0, msg=state.reason, roles=roles
+        )
 
     def list(self) -> list[ListAppResponse]:
         described = [self.describe(directory.path.name) for directory in job_directories(self.state)]

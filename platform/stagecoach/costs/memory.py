@@ -36,14 +36,15 @@ def shard_ranks(layout: Layout) -> int:
 
 
 def optimizer_bytes(tensor: Tensor, optimizer: Optimizer) -> int:
-    """State of one trainable tensor: AdamW two moments, Muon one, Adafactor a row and a column of each matrix."""
+    """State of one trainable tensor: AdamW two moments, Muon one, Adafactor a row and a column over the two
+    largest dims."""
     if optimizer.kind == "adamw":
         return 2 * MASTER_BYTES * tensor.count
     if optimizer.kind == "muon" and len(tensor.shape) >= 2:
         return MASTER_BYTES * tensor.count
     if optimizer.kind == "adafactor" and len(tensor.shape) >= 2:
-        *lead, rows, columns = tensor.shape
-        return MASTER_BYTES * tensor.copies * math.prod(lead) * (rows + columns)
+        *rest, rows, columns = sorted(tensor.shape)
+        return MASTER_BYTES * tensor.copies * math.prod(rest) * (rows + columns)
     return MASTER_BYTES * tensor.count * (2 if optimizer.kind == "muon" else 1)
 
 

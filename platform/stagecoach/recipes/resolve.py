@@ -109,9 +109,7 @@ def recipe_arguments(recipe: str, settings: Sequence[Setting]) -> dict[str, Any]
         if name not in known:
             stages = [stage.name for stage in function().stages]
             near = did_you_mean(name, [*known, *stages])
-            raise ConfigError(
-                f"{setting.text}: `{name}` is no argument of recipe {recipe}{near}; a field of the plan is written STAGE.path"
-            )
+            raise ConfigError(f"{setting.text}: `{name}` is no argument of recipe {recipe} (fields are written STAGE.path){near}")
         try:
             value = adapter(hints[name]).validate_python(setting.value, strict=True)
         except ValidationError as invalid:
@@ -150,7 +148,7 @@ def apply_settings(base: PipelinePlan, settings: Sequence[Setting]) -> tuple[Pip
     for stage in base.stages:
         own = [setting for setting in settings if setting.stage == stage.name]
         plain = _with_settings(to_plain(stage), own)
-        followed = _inherit(plain, own, effective, stage.name)
+        followed = _inherit(plain, own, effective, stage.name) + _copies_follow(stage, own)
         plain = _with_settings(plain, followed)
         where = "; ".join(setting.text for setting in own + followed) or base.name
         stages.append(validate(StagePlan, plain, where=where, prefix=stage.name))
@@ -169,6 +167,15 @@ def _inherit(plain: dict[str, Any], own: Sequence[Setting], effective: Mapping[s
         for setting in effective.get(str(parent), [])
         if setting.inside.startswith(INHERITED) and setting.inside not in mine
     ]
+
+
+def _copies_follow(stage: StagePlan, own: Sequence[Setting]) -> list[Setting]:
+    """Where each machine holds a copy of the state, another number of machines means as many copies."""
+    given = {setting.inside: setting for setting in own}
+    nodes = given.get("layout.nodes")
+    if nodes is None or "layout.dp_replicate" in given or stage.layout.dp_replicate != stage.layout.nodes:
+        return []
+    return [Setting(f"{stage.name}.layout.dp_replicate", nodes.value, f"{nodes.text} (each machine holds a copy)")]
 
 
 def _with_settings(plain: dict[str, Any], settings: Sequence[Setting]) -> dict[str, Any]:

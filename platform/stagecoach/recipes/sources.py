@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
+from stagecoach.recipes import recipe_function
 from stagecoach.recipes.resolve import Resolved, leaves
 from stagecoach.recipes.sources_blip3 import BLIP3
 from stagecoach.recipes.sources_mm1 import MM1, MM1_5, MM1_5_VARIANTS, MM1_VARIANTS
@@ -65,6 +66,7 @@ class Sourced:
     source: Source
 
 
+PUBLISHED = ("edition", "final")  # arguments that choose another published recipe: the rules' sources hold for its values
 GRADES = ("set", "contract", "A", "A-", "B+", "B", "B-", "C+", "derived", "RU", "ours")  # from firm to soft
 
 COMMON: tuple[tuple[str, str, str], ...] = (
@@ -133,7 +135,8 @@ def sources_of(resolved: Resolved) -> Iterator[Sourced]:
     """Every value of the plan, in order. What was set, or follows from an argument, says so instead."""
     set_by = {setting.path: setting.text for setting in (*resolved.inherited, *resolved.settings)}
     arguments = " ".join(f"{name}={value}" for name, value in resolved.arguments.items())
-    default = leaves(resolved.default)
+    published = {name: value for name, value in resolved.arguments.items() if name in PUBLISHED}
+    default = leaves(recipe_function(resolved.recipe)(**published))
     for path, value in leaves(resolved.plan).items():
         yield Sourced(path, value, _source(resolved, path, value, set_by, arguments, default))
 

@@ -8,7 +8,7 @@ _DATA = "the made corpus: a source per category; measured when it is made"
 TINY: Rules = (
     ("*.init.encoder", "ours", _SMALL),
     ("*.init.decoder", "ours", _SMALL),
-    ("*.duration.*", "ours", _SMALL),
+    ("*.duration.steps", "ours", _SMALL),
     ("*.batch.size", "ours", _SMALL),
     ("*.batch.seq_len", "ours", _SMALL),
     ("*.model.encoder.width", "ours", _SMALL),
@@ -17,7 +17,7 @@ TINY: Rules = (
     ("*.model.encoder.mlp_width", "ours", _SMALL),
     ("*.model.encoder.patch_size", "ours", _SMALL),
     ("*.model.encoder.image_size", "ours", _SMALL),
-    ("*.model.encoder.norm_eps", "ours", "1e-5"),
+    ("*.model.encoder.norm_eps", "ours", "the usual 1e-5"),
     ("*.model.connector.tokens", "ours", _SMALL),
     ("*.model.connector.hidden", "ours", _SMALL),
     ("*.model.connector.depth", "ours", _SMALL),

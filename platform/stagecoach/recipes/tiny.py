@@ -38,6 +38,8 @@ from stagecoach.recipes.mm1_5 import PRETRAIN_MIX, SftMixture, sft_weights
 
 TILE = 64  # pixels a side after pre-training, which is at 48: positions are interpolated, as the papers do from 378 to 672
 
+SEQ_LEN = 256
+
 _SOURCES: dict[str, tuple[SampleKind, str, float, float]] = {  # kind, category, text tokens, images
     "captions": ("pairs", "captions", 12, 1),
     "captions_synthetic": ("pairs", "captions", 24, 1),
@@ -100,7 +102,10 @@ def mm1_5_tiny(
         _pretrain(model, mixture),
         _stage("continual", "continual", "pretrain", tiles, {"ocr_pages": 1.0}, steps=60),
         _stage("sft", "sft", "continual", sft_tiles, sft_weights(sft_mixture), steps=150),
-        replace(_stage("video", "video", "sft", frames, {"video": 1.0}, steps=60), data=_data({"video": 1.0}, "samples", 24, frames=8)),
+        replace(
+            _stage("video", "video", "sft", frames, {"video": 1.0}, steps=60),
+            data=_data({"video": 1.0}, "samples", images_per_row(frames), frames=8),
+        ),
         _stage("ui", "ui", "sft", sft_tiles, {"ui": 1.0}, steps=60),
     )
     return PipelinePlan(name="mm1_5_tiny", family="mm1_5", stages=stages)
@@ -157,6 +162,11 @@ def _model(connector: ConnectorKind, tokens: int, resolution: int, moe: Moe | No
     )
 
 
+def images_per_row(model: Model) -> int:
+    """Encoded images that leave an eighth of a row for text: 14 of 16 tokens."""
+    return max(1, SEQ_LEN * 7 // 8 // model.connector.tokens)
+
+
 def _pretrain(model: Model, mixture: str) -> StagePlan:
     """Rows of one kind each, everything from random weights."""
     weights = {name: weight for name, weight in pretrain_weights(mixture).items() if weight > 0}
@@ -165,9 +175,9 @@ def _pretrain(model: Model, mixture: str) -> StagePlan:
         kind="pretrain",
         init=Random(),
         duration=Steps(steps=200),
-        batch=Batch(unit="rows", size=8, seq_len=256),
+        batch=Batch(unit="rows", size=8, seq_len=SEQ_LEN),
         model=model,
-        data=_data(weights, "rows", 8),
+        data=_data(weights, "rows", min(8, images_per_row(model))),
         optimizer=Optimizer(kind="adamw", peak_lr=2e-3, connector_peak_lr=2e-3),
         warmup_steps=20,
         evaluation=Evaluation(validate_every_steps=100, validation_samples=64, suites=("captions", "vqa"), shots=(0, 4)),
@@ -175,16 +185,16 @@ def _pretrain(model: Model, mixture: str) -> StagePlan:
 
 
 def _stage(name: str, kind: StageKind, parent: str, model: Model, weights: dict[str, float], *, steps: int) -> StagePlan:
-    """A stage after pre-training: 16 samples a step in rows of 512, Adafactor, cosine to 0."""
+    """A stage after pre-training: 16 samples a step, Adafactor, cosine to 0."""
     answers = kind != "continual"
     plan = _build(
         name=name,
         kind=kind,
         init=Parent(stage=parent),
         duration=Steps(steps=steps),
-        batch=Batch(unit="samples", size=16, seq_len=512),
+        batch=Batch(unit="samples", size=16, seq_len=SEQ_LEN),
         model=model,
-        data=_data(weights, "samples", 20, template="llava" if answers else "plain"),
+        data=_data(weights, "samples", images_per_row(model), template="llava" if answers else "plain"),
         optimizer=parts.adafactor(1e-3),
         warmup_steps=10,
         evaluation=Evaluation(validate_every_steps=50, validation_samples=64, suites=tuple(_categories(weights))),

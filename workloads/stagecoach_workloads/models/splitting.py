@@ -70,16 +70,16 @@ class Tiling:
 
         A box without area (a point, a line) lands in the first tile that holds it. Overviews show it whole and are left out here.
         """
-        left, top, right, bottom = self.canvas.forward(box, (self.width, self.height))
+        whole = self.canvas.forward(box, (self.width, self.height))
+        flat_x, flat_y = whole[0] == whole[2], whole[1] == whole[3]
         found: list[tuple[Tile, Box]] = []
         for tile in self.tiles:
-            x, y = (tile.column - 1) * self.size, (tile.row - 1) * self.size
-            part = (max(left, x), max(top, y), min(right, x + self.size), min(bottom, y + self.size))
-            thin = (right == left and part[0] == part[2]) or (bottom == top and part[1] == part[3])
-            if tile.is_overview or part[0] > part[2] or part[1] > part[3] or (not thin and (part[0] == part[2] or part[1] == part[3])):
+            across = _overlap(whole[0], whole[2], (tile.column - 1) * self.size, self.size)
+            down = _overlap(whole[1], whole[3], (tile.row - 1) * self.size, self.size)
+            if tile.is_overview or across is None or down is None:
                 continue
-            found.append((tile, (part[0] - x, part[1] - y, part[2] - x, part[3] - y)))
-        return found[:1] if left == right and top == bottom else found
+            found.append((tile, (across[0], down[0], across[1], down[1])))
+        return found[:1] if flat_x and flat_y else found
 
     def from_tile(self, tile: Tile, box: Sequence[int | Fraction]) -> Box:
         """A box in a tile's (or the overview's) pixels, in the original image's."""
@@ -142,6 +142,15 @@ def _fit(box_width: int, box_height: int, width: int, height: int, *, squash: bo
     inner_width, inner_height = (max(1, min(box, _ceil(side * scale))) for box, side in ((box_width, width), (box_height, height)))
     left, top = (box_width - inner_width) // 2, (box_height - inner_height) // 2
     return Fit(width=box_width, height=box_height, inner=(left, top, left + inner_width, top + inner_height))
+
+
+def _overlap(start: Fraction, end: Fraction, begin: int, size: int) -> tuple[Fraction, Fraction] | None:
+    """The part of [start, end] inside [begin, begin + size], counted from begin; None when they share no more than an edge, unless
+    the span itself is a point."""
+    low, high = max(start - begin, Fraction(0)), min(end - begin, Fraction(size))
+    if low > high or (low == high and start != end):
+        return None
+    return low, high
 
 
 def _ceil(value: Fraction) -> int:

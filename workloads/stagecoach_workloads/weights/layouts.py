@@ -86,6 +86,15 @@ def decoder_pieces(plan: Decoder, layout: str, *, upcycle: bool = False) -> list
     return pieces
 
 
+def unused_in_decoder(name: str, plan: Decoder, *, upcycle: bool = False) -> bool:
+    """True for tensors of a checkpoint that repeat or precompute something (a tied head, rotary frequencies), and for the dense
+    feed-forwards of layers that are sparse here and start anew."""
+    if name.endswith("rotary_emb.inv_freq") or (plan.tied_embeddings and name == "lm_head.weight"):
+        return True
+    parts = name.split(".")
+    return not upcycle and parts[1:2] == ["layers"] and parts[3:4] == ["mlp"] and is_sparse_layer(plan, int(parts[2]))
+
+
 def check_decoder_layout(plan: Decoder, layout: str) -> None:
     """Raises ConfigError when the layout is unknown or has no place for something this decoder has."""
     if layout not in DECODER_LAYOUTS:

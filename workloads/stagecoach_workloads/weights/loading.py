@@ -4,7 +4,7 @@ Targets may be sharded (DTensor): every rank reads a tensor, keeps its part and 
 """
 
 import difflib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -42,14 +42,8 @@ def load_pieces(
     order = {name: place for place, name in enumerate(shapes)}
     grown: dict[str, int] = {}
     for piece in sorted(pieces, key=lambda piece: order[prefix + piece.theirs]):
-        target = targets[piece.ours]
-        value = source.read(prefix + piece.theirs, piece.start, piece.stop)
-        if piece.experts:
-            value = value.T.expand(target.shape)
-        elif piece.grows and value.shape[0] < target.shape[0]:
-            grown[piece.ours] = target.shape[0] - value.shape[0]
-            value = grow_rows(value, target.shape[0])
-        assign(target, value)
+        if added := _load_piece(targets[piece.ours], piece, source, prefix):
+            grown[piece.ours] = added
     used = {prefix + piece.theirs for piece in pieces}
     filled = {piece.ours for piece in pieces}
     return LoadReport(
@@ -58,6 +52,18 @@ def load_pieces(
         ignored=[name for name in shapes if name not in used],
         kept=[name for name in targets if name not in filled],
     )
+
+
+def _load_piece(target: Tensor, piece: Piece, source: TensorSource, prefix: str) -> int:
+    """Returns by how many rows it grew. A function of its own, so that its tensor is gone before the next one is read."""
+    value = source.read(prefix + piece.theirs, piece.start, piece.stop)
+    added = target.shape[0] - value.shape[0] if piece.grows else 0
+    if piece.experts:
+        value = value.T.expand(target.shape)
+    elif added:
+        value = grow_rows(value, target.shape[0])
+    assign(target, value)
+    return added
 
 
 def grow_rows(rows_VD: Tensor, count: int) -> Tensor:
@@ -86,9 +92,10 @@ def local_slices(target: DTensor) -> tuple[slice, ...]:
     return tuple(slice(start, start + size) for start, size in zip(offset, shape, strict=True))
 
 
-def _check_names(pieces: Sequence[Piece], shapes: object, prefix: str, ignore: Callable[[str], bool], uri: str) -> None:
-    assert isinstance(shapes, dict) or hasattr(shapes, "keys")
-    there = list(shapes.keys())
+def _check_names(
+    pieces: Sequence[Piece], shapes: Mapping[str, tuple[int, ...]], prefix: str, ignore: Callable[[str], bool], uri: str
+) -> None:
+    there = list(shapes)
     wanted = {prefix + piece.theirs for piece in pieces}
     missing = sorted(wanted - set(there))
     unexpected = sorted(name for name in there if name not in wanted and not ignore(name))
@@ -100,10 +107,12 @@ def _check_names(pieces: Sequence[Piece], shapes: object, prefix: str, ignore: C
     raise CheckpointError(f"{uri} does not hold this model: {shown}. Compare config.json with the plan (layers, biases, tied embeddings)")
 
 
-def _check_shapes(pieces: Sequence[Piece], shapes: object, targets: dict[str, nn.Parameter], prefix: str, uri: str) -> None:
+def _check_shapes(
+    pieces: Sequence[Piece], shapes: Mapping[str, tuple[int, ...]], targets: dict[str, nn.Parameter], prefix: str, uri: str
+) -> None:
     problems = []
     for piece in pieces:
-        theirs = tuple(shapes[prefix + piece.theirs])  # type: ignore[index]
+        theirs = shapes[prefix + piece.theirs]
         ours = tuple(targets[piece.ours].shape)
         rows = theirs[0] if piece.stop is None else piece.stop - piece.start
         given = (rows, *theirs[1:]) if theirs else ()

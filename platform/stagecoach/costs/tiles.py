@@ -28,11 +28,12 @@ def grids(split: Split) -> list[Grid]:
 
 def choose_grid(split: Split, tile: int, width: int, height: int) -> Grid:
     """The grid for an image of that size in pixels, with tiles of `tile` pixels a side. Ties go to the fewest tiles."""
+    choices = grids(split) or [(1, 1)]  # a split without any grid is refused by the plan's checks
     if split.kind == "dynamic":
-        return _least_padding(grids(split), tile, width, height)
+        return _least_padding(choices, tile, width, height)
     if split.kind == "grids":
-        return _most_resolution(grids(split), tile, width, height)
-    return grids(split)[0]
+        return _most_resolution(choices, tile, width, height)
+    return choices[0]
 
 
 def _least_padding(choices: list[Grid], tile: int, width: int, height: int) -> Grid:
@@ -83,7 +84,7 @@ def tile_count(split: Split, grid: Grid) -> int:
 
 def most_tiles(split: Split) -> int:
     """Encoded images of one image at most."""
-    return max(tile_count(split, grid) for grid in grids(split))
+    return max((tile_count(split, grid) for grid in grids(split)), default=1)
 
 
 def typical_tiles(model: Model) -> int:

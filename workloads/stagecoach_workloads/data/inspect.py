@@ -49,7 +49,9 @@ def html_sheet(dataset: Dataset, numbers: list[int]) -> bytes:
         pictures = "".join(f'<img src="data:image/png;base64,{_as_base64(picture)}">' for picture in boxed_images(sample))
         text = "".join(f"<p><b>{turn.role}</b> {html.escape(_shown(turn.content))}</p>" for turn in sample.turns)
         answer = html.escape(str(sample.extra.get("answer", "")))
-        blocks.append(f"<article><h2>{html.escape(sample.key)} · {html.escape(sample.category)}</h2>{pictures}{text}<small>{answer}</small></article>")
+        blocks.append(
+            f"<article><h2>{html.escape(sample.key)} · {html.escape(sample.category)}</h2>{pictures}{text}<small>{answer}</small></article>"
+        )
     style = "body{font:14px sans-serif;margin:2em}article{border-bottom:1px solid #ccc}img{max-height:200px;margin:2px}.bad{color:#b00}"
     title = html.escape(f"{dataset.uri}: {len(numbers)} of {len(dataset)} samples")
     return f"<!doctype html><meta charset=utf-8><title>{title}</title><style>{style}</style><h1>{title}</h1>{''.join(blocks)}".encode()

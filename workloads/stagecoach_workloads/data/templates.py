@@ -35,7 +35,7 @@ _STYLES = {
     "plain": Style({"system": "", "user": "", "assistant": " "}, {"system": "\n", "user": "\n", "assistant": "\n"}),
     "llava": Style({"system": "", "user": "USER: ", "assistant": "ASSISTANT: "}, {"system": " ", "user": " ", "assistant": EOS}),
     "phi3": Style(
-        {role: f"<|{role}|>\n" for role in ("system", "user", "assistant")}, {role: "<|end|>\n" for role in ("system", "user", "assistant")}
+        {role: f"<|{role}|>\n" for role in ("system", "user", "assistant")}, dict.fromkeys(("system", "user", "assistant"), "<|end|>\n")
     ),
 }
 

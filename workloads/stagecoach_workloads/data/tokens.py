@@ -16,7 +16,6 @@ from tokenizers.pre_tokenizers import ByteLevel, Digits
 from tokenizers.pre_tokenizers import Sequence as PreTokenizers
 from tokenizers.trainers import BpeTrainer
 
-from stagecoach.contract.plan import Split
 from stagecoach.contract.records import Stored, canonical_json, decode, encode
 from stagecoach.errors import ContractError, DataError
 from stagecoach.storage import Store
@@ -28,7 +27,7 @@ from stagecoach_workloads.data.made.corpus import Corpus
 from stagecoach_workloads.data.manifest import PartEntry
 from stagecoach_workloads.data.samples import Sample
 
-IMAGE_TOKEN = "<image>"
+IMAGE_TOKEN = "<image>"  # noqa: S105 - no secret
 MADE_VOCABULARY = 512
 MADE_ADDED = (IMAGE_TOKEN, "<image placeholder>", "<|endofchunk|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>", "<|reserved|>")
 _STARTS = ("<s>", "<bos>", "<|begin_of_text|>", "<|endoftext|>", "<|im_start|>")
@@ -101,8 +100,8 @@ class TextTokenizer:
         """Raises DataError when an id could be past the model's embedding."""
         if self.size > vocabulary:
             raise DataError(
-                f"{self.source}: has {self.size:,} tokens and the model's vocabulary {vocabulary:,} (model.decoder.vocab_size + added_tokens); "
-                "use the tokenizer that belongs to the model, or grow model.decoder.added_tokens"
+                f"{self.source}: has {self.size:,} tokens and the model's vocabulary {vocabulary:,} (model.decoder.vocab_size + added_tokens)"
+                "; use the tokenizer that belongs to the model, or grow model.decoder.added_tokens"
             )
 
     @cached_property
@@ -147,25 +146,14 @@ class TextTokenizer:
         return [self.render(pieces) for pieces in templates.documents(sample, template)]
 
 
-def indicator_text(split: Split, *, image: int, row: int, column: int) -> str:
-    """Text in front of a tile (MM1.5, recipes.md 2.2). Row and column count from 1; 0, 0 is the overview."""
-    if split.indicators == "none":
-        return ""
-    if split.indicators == "index":
-        return f"({image},{row},{column})"
-    if row == 0:
-        return ":"
-    return "<n>" if column == 1 and row > 1 else "," if column > 1 else ""
-
-
 # --- the made corpus' own tokenizer ------------------------------------------------------------------------------------------
 
 
 def train_tokenizer(texts: Iterable[str], *, vocabulary: int = MADE_VOCABULARY) -> bytes:
     """A byte-level BPE; digits stand alone, so that coordinates and sums are spelled. Equal texts give equal bytes."""
     tokenizer = Tokenizer(BPE())
-    tokenizer.pre_tokenizer = PreTokenizers([Digits(individual_digits=True), ByteLevel(add_prefix_space=False)])  # type: ignore[assignment]
-    tokenizer.decoder = ByteLevelDecoder()  # type: ignore[assignment]
+    tokenizer.pre_tokenizer = PreTokenizers([Digits(individual_digits=True), ByteLevel(add_prefix_space=False)])
+    tokenizer.decoder = ByteLevelDecoder()
     trainer = BpeTrainer(
         vocab_size=vocabulary, special_tokens=["<pad>", "<s>", "</s>"], initial_alphabet=sorted(ByteLevel.alphabet()), show_progress=False
     )

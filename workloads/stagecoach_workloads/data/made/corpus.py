@@ -1,8 +1,8 @@
 """`stagecoach data make`: every dataset of the made corpus, its tokenizer, and `corpus.json`, which is written last.
 
-    {root}/{dataset}/{split}/   datasets
-    {root}/tokenizer.json       a small BPE trained on the corpus
-    {root}/corpus.json          which dataset stands where; chance and image-blind optimum of every category
+{root}/{dataset}/{split}/   datasets
+{root}/tokenizer.json       a small BPE trained on the corpus
+{root}/corpus.json          which dataset stands where; chance and image-blind optimum of every category
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -120,7 +120,8 @@ class MakeJob:
 
 
 @cache
-def cases_of(task: type[Task], level: Level, split: str) -> Sequence[Case]:
+def cases_of(task: Callable[[], Task], level: Level, split: str) -> Sequence[Case]:
+    """A task's cases, listed once."""
     return task().cases(level, split)
 
 

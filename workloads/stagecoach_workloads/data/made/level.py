@@ -45,7 +45,10 @@ PROFILES = {
     "tiny": Profile(level=_EASY, train=120, held_out=24, unit=60),
     "demo": Profile(level=_EASY, train=2000, held_out=240),
     "learn": Profile(
-        level=Level(size=64, page=96, grid=3, colours=6, shapes=5, most=6, words=200, numbers=10, frames=8), train=12_000, held_out=500, unit=1000
+        level=Level(size=64, page=96, grid=3, colours=6, shapes=5, most=6, words=200, numbers=10, frames=8),
+        train=12_000,
+        held_out=500,
+        unit=1000,
     ),
     "bench": Profile(
         level=Level(size=500, page=700, grid=4, colours=8, shapes=7, most=9, words=250, numbers=50, frames=16, quality=85),

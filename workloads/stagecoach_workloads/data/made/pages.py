@@ -26,7 +26,9 @@ class Sign(Task):
     def draw(self, case: Case, brush: Brush) -> list[Picture]:
         picture = brush.blank(brush.level.page, brush.level.page * 3 // 4)
         width, height = picture.image.size
-        picture.pen.rectangle((3, 3, width - 4, height - 4), outline=brush.shade(brush.rng.choice(brush.colours)), width=max(2, width // 40))
+        picture.pen.rectangle(
+            (3, 3, width - 4, height - 4), outline=brush.shade(brush.rng.choice(brush.colours)), width=max(2, width // 40)
+        )
         brush.words(picture, case.answer, (8, 8, width - 8, height - 8))
         return [picture]
 

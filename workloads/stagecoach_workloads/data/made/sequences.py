@@ -22,7 +22,10 @@ class FewShot(Task):
         options = self.options(level)
         each = 60  # a common multiple of the numbers of options keeps the rules equally likely
         return [
-            Case(rule, value, (rule, value)) for rule, values in options.items() for value in values for _ in range(max(1, each // len(values)))
+            Case(rule, value, (rule, value))
+            for rule, values in options.items()
+            for value in values
+            for _ in range(max(1, each // len(values)))
         ]
 
     @staticmethod
@@ -42,7 +45,8 @@ class FewShot(Task):
         return Made(document(*content), pictures, {"rule": rule, "shots": shots})
 
     def draw(self, case: Case, brush: Brush) -> list[Picture]:
-        return [self._example(*case.spec, brush)]
+        rule, value = case.spec
+        return [self._example(rule, value, brush)]
 
     @staticmethod
     def _example(rule: str, value: str, brush: Brush) -> Picture:
@@ -138,7 +142,8 @@ class Preference(Task):
             for case in cases:
                 wrong = sorted({other.answer for other in cases if other.question == case.question} - {case.answer})
                 found += [
-                    Case(f"{case.question} {min(case.answer, no)} or {max(case.answer, no)}", case.answer, (task.category, case, no)) for no in wrong
+                    Case(f"{case.question} {min(case.answer, no)} or {max(case.answer, no)}", case.answer, (task.category, case, no))
+                    for no in wrong
                 ]
         return found
 

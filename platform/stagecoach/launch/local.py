@@ -7,17 +7,22 @@ scheduler (`local_scheduler.py`), which is imported on first use.
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from stagecoach.constants import ExitCode, Phase
 from stagecoach.contract.job import AttemptEnd
 from stagecoach.contract.launch import JobState, LaunchSpec, LogLine, RunHandle
 from stagecoach.contract.ledger import JobFolder
-from stagecoach.errors import StagecoachError
+from stagecoach.errors import ConfigError, StagecoachError
 from stagecoach.launch.appdef import SUPERVISOR, build_app
 from stagecoach.launch.local_logs import job_lines
 from stagecoach.launch.local_phase import LedgerView, job_state
 from stagecoach.launch.local_state import JobDirectory, LocalJob, job_directories, now, state_dir, written_at
+from stagecoach.launch.local_stop import cancel_job
 from stagecoach.supervisor.claims import latest_committed
+
+if TYPE_CHECKING:
+    from stagecoach.launch.local_scheduler import StagecoachLocalScheduler
 
 _RUN_OF_URI = re.compile(r"/runs/([^/]+)/")
 
@@ -33,9 +38,7 @@ class LocalLauncher:
 
     def submit(self, spec: LaunchSpec) -> RunHandle:
         """Create or attach; completes a job whose submitter died half-way. Raises NameTaken with what differs, ConfigError."""
-        from stagecoach.launch.local_scheduler import StagecoachLocalScheduler
-
-        StagecoachLocalScheduler("stagecoach", state=self.state).submit(build_app(spec, module=self.module), {})
+        self._scheduler().submit(build_app(spec, module=self.module), {})
         handle = self.attach(spec.name)
         if handle is None:
             raise StagecoachError(f"job {spec.name!r} was deleted while it was submitted; submit it again")
@@ -43,10 +46,7 @@ class LocalLauncher:
 
     def dry_run(self, spec: LaunchSpec) -> str:
         """What `submit` would start, as JSON; nothing is started or written."""
-        from stagecoach.launch.local_scheduler import StagecoachLocalScheduler
-
-        scheduler = StagecoachLocalScheduler("stagecoach", state=self.state)
-        return str(scheduler.submit_dryrun(build_app(spec, module=self.module), {}))
+        return str(self._scheduler().submit_dryrun(build_app(spec, module=self.module), {}))
 
     def attach(self, name: str) -> RunHandle | None:
         job = JobDirectory.named(self.state, name).read()
@@ -93,8 +93,6 @@ class LocalLauncher:
 
     def cancel(self, handle: RunHandle) -> None:
         """SIGTERM, the job's grace period, SIGKILL; returns when none of its processes is left."""
-        from stagecoach.launch.local_stop import cancel_job
-
         if self._job_of(handle):
             cancel_job(JobDirectory.named(self.state, handle.name))
 
@@ -110,6 +108,15 @@ class LocalLauncher:
         jobs = (directory.read() for directory in job_directories(self.state))
         handles = [_handle(job) for job in jobs if job]
         return [handle for handle in handles if run_id is None or _run_id(handle.job_uri) == run_id]
+
+    def _scheduler(self) -> "StagecoachLocalScheduler":
+        try:
+            from stagecoach.launch.local_scheduler import StagecoachLocalScheduler
+        except ModuleNotFoundError as error:
+            raise ConfigError(
+                f"the local launcher starts jobs through TorchX, and {error.name} is not installed: pip install 'stagecoach[control]'"
+            ) from error
+        return StagecoachLocalScheduler("stagecoach", state=self.state)
 
     def _job_of(self, handle: RunHandle) -> LocalJob | None:
         job = JobDirectory.named(self.state, handle.name).read()

@@ -2,7 +2,7 @@
 
 A supervisor's file has all it ever said, also before it had an attempt and what a SIGKILL kept it from shipping, and it is live; so it
 stands for the bucket's copy unless one attempt is asked for. It also repeats its ranks' lines as `[rank 3] ...`. Those come from the
-bucket, which knows their attempt, and from the file only where they are not shipped yet (segments are cut after 15 s) and no more will come.
+bucket, which knows their attempt; the file has those that are not shipped yet (segments are cut after 15 s) when no more will come.
 """
 
 import re

@@ -94,6 +94,9 @@ class StagecoachLocalScheduler(Scheduler[dict[str, Any]]):  # type: ignore[misc]
     def _run_opts(self) -> runopts:
         return runopts()
 
+    def _validate(self, app: AppDef, scheduler: str) -> None:
+        """Nothing to refuse: a machine has what it has, so an app need not say what it wants."""
+
     # --- submitting
 
     def _submit_dryrun(self, app: AppDef, cfg: dict[str, Any]) -> AppDryRunInfo[LocalRequest]:

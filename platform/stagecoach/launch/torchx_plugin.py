@@ -1,12 +1,12 @@
 """What TorchX finds of us: `torchx run -s stagecoach_local ...`.
 
 TorchX 0.7.0 reads the entry points `torchx.schedulers` and forgets its built-in schedulers as soon as one is registered, so pyproject.toml
-lists those again beside ours. The newer registry (torchx nightlies of 2026) reads the same entry points, adds the built-ins by itself, and
-also looks for functions marked by `torchx.plugins.register` in modules of the namespace package `torchx_plugins.schedulers`: `registered`
-makes such a function of ours where that API exists.
+lists those again beside ours. The newer registry (nightly 2026.10.26) reads the same entry points, adds the built-ins by itself, and also
+looks for marked functions in modules of the namespace package `torchx_plugins.schedulers`; ours is in `torchx_plugins/schedulers/`.
 """
 
 import importlib
+import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from torchx.schedulers.api import Scheduler
 
 Factory = Callable[..., "Scheduler[Any]"]
+READS_ENTRY_POINTS = 2  # a bit of TORCHX_PLUGINS_SOURCE
 
 
 def stagecoach_local(session_name: str, **_: object) -> "Scheduler[Any]":
@@ -24,10 +25,13 @@ def stagecoach_local(session_name: str, **_: object) -> "Scheduler[Any]":
 
 
 def registered(factory: Factory) -> Factory:
-    """Marks `factory` for the newer registry; under TorchX 0.7.0 it is returned as it is."""
+    """Marks `factory` for the newer registry where that does not read entry points (it warns about a name it finds by both ways)."""
     try:
         plugins = importlib.import_module("torchx.plugins")
     except ModuleNotFoundError:
+        return factory  # TorchX 0.7.0
+    sources = os.environ.get("TORCHX_PLUGINS_SOURCE", "3")
+    if sources.isdigit() and int(sources) & READS_ENTRY_POINTS:
         return factory
     marked: Factory = plugins.register.scheduler()(factory)
     return marked

@@ -70,8 +70,7 @@ PUBLISHED = ("edition", "final")  # arguments that choose another published reci
 GRADES = ("set", "contract", "A", "A-", "B+", "B", "B-", "C+", "derived", "RU", "ours")  # from firm to soft
 
 COMMON: tuple[tuple[str, str, str], ...] = (
-    ("*.name", "contract", "the stage's place in the pipeline; how data, settings and folders name it"),
-    ("*.data.datasets.*.name", "contract", "how the mixture names it"),
+    ("*.name", "contract", "what settings, folders and the mixture call it"),
     ("*.seed", "ours", "MM1 says that the data's order changed results; any fixed seed will do"),
     ("*.code", "contract", "digest of the researcher's own code; none in a recipe"),
     ("*.init.kind", "contract", "which of parent, pretrained, random"),
@@ -119,11 +118,16 @@ _VARIANTS = {**MM1_VARIANTS, **MM1_5_VARIANTS}
 
 def find_source(recipe: str, family: str, path: str) -> Source | None:
     """The source of one value of the recipe's defaults, or None when no rule fits."""
-    rules = TINY if recipe.endswith(("_tiny", "_tiny_moe")) else ()
-    for pattern, tag, where in (*rules, *_VARIANTS.get(recipe, ()), *_FAMILIES[family], *COMMON):
+    for pattern, tag, where in rules_of(recipe, family):
         if fnmatchcase(path, pattern):
             return Source(tag, weakest(tag), where)
     return None
+
+
+def rules_of(recipe: str, family: str) -> tuple[tuple[str, str, str], ...]:
+    """All rules for a recipe, in the order they are tried."""
+    tiny = TINY if recipe.endswith(("_tiny", "_tiny_moe")) else ()
+    return (*tiny, *_VARIANTS.get(recipe, ()), *_FAMILIES[family], *COMMON)
 
 
 def weakest(tag: str) -> str:

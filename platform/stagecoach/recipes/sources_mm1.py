@@ -124,13 +124,14 @@ MM1: Rules = (
 )
 
 MM1_5: Rules = (
-    ("pretrain.batch.size", "ours", "recipes.md 2.1: not restated; MM1's 512"),
     (
         "pretrain.data.mixture.weights.*.weight",
         "L1+R1",
         "recipes.md 2.1: 50 pairs, 10 interleaved, 40 text; 7 % of pairs synthetic as in MM1",
     ),
+    ("pretrain.batch.size", "ours", "recipes.md 2.1: not restated; MM1's 512"),
     ("pretrain.optimizer.peak_lr", "N1", "recipes.md 2.1: MM1's schedule of rates (1B: the law)"),
+    *PRETRAIN,
     ("continual.duration.steps", "S0", "recipes.md 2.1: at most 30k steps"),
     ("continual.batch.size", "S0", "recipes.md 2.1: 256"),
     ("continual.batch.seq_len", "ours", "not found; four split pages a row"),
@@ -164,7 +165,6 @@ MM1_5: Rules = (
     ("ui.data.datasets.*.stats.samples", "R1", "recipes.md 2.5: 801K"),
     ("ui.data.mixture.weights.*.weight", "R1", "recipes.md 2.5: Ferret-UI's mixture, as one set"),
     ("ui.evaluation.suites", "R3", "recipes.md 2.5: UI tasks"),
-    *PRETRAIN,
     *ARCHITECTURE,
     *FINE_TUNING,
 )

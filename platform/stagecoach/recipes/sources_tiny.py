@@ -6,8 +6,6 @@ _SMALL = "a miniature: small enough for two CPU cores, of the paper's form"
 _DATA = "the made corpus: a source per category; measured when it is made"
 
 TINY: Rules = (
-    ("*.init.encoder", "ours", _SMALL),
-    ("*.init.decoder", "ours", _SMALL),
     ("*.duration.steps", "ours", _SMALL),
     ("*.batch.size", "ours", _SMALL),
     ("*.batch.seq_len", "ours", _SMALL),

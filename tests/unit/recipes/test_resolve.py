@@ -1,6 +1,7 @@
 """Overrides, differences and sources."""
 
 from contextlib import suppress
+from fnmatch import fnmatchcase
 
 import pytest
 from hypothesis import given, settings
@@ -11,9 +12,7 @@ from stagecoach.contract.plan import Epochs, Parent, Steps, Tokens
 from stagecoach.errors import ConfigError
 from stagecoach.recipes import RECIPES
 from stagecoach.recipes.resolve import difference, leaves, resolve
-from stagecoach.recipes.sources import GRADES, TAGS, sources_of
-from stagecoach.recipes.sources_blip3 import BLIP3
-from stagecoach.recipes.sources_mm1 import MM1, MM1_5
+from stagecoach.recipes.sources import GRADES, TAGS, rules_of, sources_of
 
 
 def changed(*texts: str, recipe: str = "mm1_tiny") -> dict[str, object]:
@@ -154,6 +153,13 @@ def test_a_set_value_names_what_set_it() -> None:
         ("blip3_4b", "dpo.loss.dpo_beta", "ours", "ours"),
         ("mm1_tiny", "pretrain.model.decoder.layers", "ours", "ours"),
         ("mm1_5_7b", "pretrain.batch.size", "ours", "ours"),
+        ("mm1_5_7b", "pretrain.batch.seq_len", "S1", "A"),
+        ("mm1_5_7b", "pretrain.model.image.split.kind", "S1", "A"),
+        ("mm1_5_7b", "sft.model.image.split.kind", "L1+R1", "B-"),
+        ("mm1_3b", "sft.model.image.split.kind", "S1", "A"),
+        ("mm1_3b", "sft.optimizer.kind", "N1", "B-"),
+        ("mm1_3b", "sft.schedule.kind", "N1", "B-"),
+        ("mm1_3b", "sft.kind", "contract", "contract"),
     ],
 )
 def test_a_source_is_the_right_one(recipe: str, path: str, tag: str, grade: str) -> None:
@@ -168,6 +174,14 @@ def test_renormalised_ratios_say_so() -> None:
     assert "sum to 90" in ratio.where
 
 
-@pytest.mark.parametrize("rules", [MM1, MM1_5, BLIP3])
-def test_ours_always_comes_with_a_reason(rules: tuple[tuple[str, str, str], ...]) -> None:
-    assert all(where and tag for _, tag, where in rules)
+def test_every_rule_is_the_source_of_some_value() -> None:
+    unused: dict[tuple[str, str, str], bool] = {}
+    for recipe, texts in EVERY:
+        plan = resolve(recipe, texts).plan
+        rules = rules_of(recipe, plan.family)
+        for rule in rules:
+            unused.setdefault(rule, True)
+        for path in leaves(plan):
+            unused[next(rule for rule in rules if fnmatchcase(path, rule[0]))] = False
+    assert [rule for rule, never in unused.items() if never] == []
+    assert all(tag and len(where) > 8 for _, tag, where in unused)

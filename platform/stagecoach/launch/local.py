@@ -113,8 +113,9 @@ class LocalLauncher:
         try:
             from stagecoach.launch.local_scheduler import StagecoachLocalScheduler
         except ModuleNotFoundError as error:
+            missing = (error.name or "torchx").partition(".")[0]
             raise ConfigError(
-                f"the local launcher starts jobs through TorchX, and {error.name} is not installed: pip install 'stagecoach[control]'"
+                f"the local launcher starts jobs through TorchX, and {missing} is not installed: pip install 'stagecoach[control]'"
             ) from error
         return StagecoachLocalScheduler("stagecoach", state=self.state)
 

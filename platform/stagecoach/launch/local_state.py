@@ -18,6 +18,7 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -27,7 +28,9 @@ from typing import Any, Literal
 
 from stagecoach.contract.plan import Count, WholeNumber
 from stagecoach.contract.records import Stored, decode, encode
+from stagecoach.errors import ClusterUnavailable
 
+LOCK_WAIT_S = 30.0  # a submit holds the lock for some 20 ms a node
 Condition = Literal["absent", "starting", "running", "ended", "dead"]
 
 
@@ -141,8 +144,13 @@ class JobDirectory:
                 if create:
                     continue  # deleted between the two calls
                 return None
-            fcntl.flock(held, fcntl.LOCK_EX)
+            try:
+                _wait_for_lock(held, self.path.name)
+            except BaseException:
+                os.close(held)
+                raise
             if _is_same_file(held, lock):
+                os.pwrite(held, f"{os.getpid():<10}\n".encode(), 0)
                 return held
             os.close(held)  # while we waited the job was deleted, and perhaps made anew
 
@@ -219,6 +227,22 @@ def written_at(path: Path) -> str | None:
         return datetime.fromtimestamp(path.stat().st_mtime, UTC).isoformat(timespec="seconds")
     except FileNotFoundError:
         return None
+
+
+def _wait_for_lock(held: int, name: str) -> None:
+    """Raises ClusterUnavailable after LOCK_WAIT_S: the holder may have been stopped in the middle, and then it would be for ever."""
+    until = time.monotonic() + LOCK_WAIT_S
+    while True:
+        try:
+            return fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > until:
+                holder = os.pread(held, 20, 0).decode("ascii", "replace").strip() or "unknown"
+                raise ClusterUnavailable(
+                    f"job {name!r} has been locked by another launcher (pid {holder}) for {LOCK_WAIT_S:g} s; "
+                    "if it is stopped, let it go on (fg) or kill it, then try again"
+                ) from None
+        time.sleep(0.01)
 
 
 def _is_same_file(handle: int, path: Path) -> bool:

@@ -14,7 +14,8 @@ import pytest
 
 from stagecoach.constants import Phase
 from stagecoach.contract.launch import RunHandle
-from stagecoach.errors import StagecoachError
+from stagecoach.errors import ClusterUnavailable, StagecoachError
+from stagecoach.launch import local_state
 from stagecoach.launch.local_state import NodeFiles
 from stagecoach.launch.processes import processes_of
 from stagecoach.testing.local_world import LocalWorld, wait_for
@@ -26,6 +27,15 @@ from stagecoach.testing.local_world import LocalWorld
 world = LocalWorld(Path(sys.argv[1]))
 print(world.launcher().submit(world.spec()).uid, flush=True)
 time.sleep(600)
+"""
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from stagecoach.launch.local_state import JobDirectory
+with JobDirectory.named(Path(sys.argv[1]), sys.argv[2]).locked(create=True):
+    print("locked", flush=True)
+    time.sleep(600)
 """
 
 
@@ -126,6 +136,18 @@ def test_a_node_is_known_to_live_before_it_has_written_anything(tmp_path: Path) 
     os.close(life)
     assert not node.is_alive()
     assert node.view().condition == "absent"
+
+
+def test_a_launcher_stopped_in_the_middle_of_its_submit_is_named(world: LocalWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local_state, "LOCK_WAIT_S", 0.2)
+    with subprocess.Popen([sys.executable, "-c", HOLD, str(world.state), world.spec().name], stdout=subprocess.PIPE) as holder:
+        assert holder.stdout is not None
+        holder.stdout.readline()
+        with pytest.raises(ClusterUnavailable, match=f"locked by another launcher .pid {holder.pid}. for 0.2 s"):
+            world.launcher().submit(world.spec())
+        holder.kill()
+    handle = world.launcher().submit(world.spec())
+    assert world.starts(handle) == [1, 1]
 
 
 def test_deleting_while_others_submit_never_mixes_two_jobs(world: LocalWorld) -> None:

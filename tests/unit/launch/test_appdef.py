@@ -100,3 +100,12 @@ def test_importing_the_launcher_draws_in_no_torch_no_cluster_client_and_no_torch
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_without_torchx_the_error_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.split(".")[0] == "torchx" or name == "stagecoach.launch.local_scheduler"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "torchx", None)
+    with pytest.raises(ConfigError, match=r"torchx is not installed: pip install 'stagecoach\[control\]'"):
+        LocalLauncher(tmp_path / "state").submit(launch_spec())
+    assert LocalLauncher(tmp_path / "state").list() == []

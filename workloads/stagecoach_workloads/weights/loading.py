@@ -15,6 +15,8 @@ from stagecoach.errors import CheckpointError
 from stagecoach_workloads.weights.layouts import Piece
 from stagecoach_workloads.weights.sources import TensorSource
 
+Shapes = Mapping[str, tuple[int, ...]]
+
 
 @dataclass(frozen=True, kw_only=True)
 class LoadReport:
@@ -92,9 +94,7 @@ def local_slices(target: DTensor) -> tuple[slice, ...]:
     return tuple(slice(start, start + size) for start, size in zip(offset, shape, strict=True))
 
 
-def _check_names(
-    pieces: Sequence[Piece], shapes: Mapping[str, tuple[int, ...]], prefix: str, ignore: Callable[[str], bool], uri: str
-) -> None:
+def _check_names(pieces: Sequence[Piece], shapes: Shapes, prefix: str, ignore: Callable[[str], bool], uri: str) -> None:
     there = list(shapes)
     wanted = {prefix + piece.theirs for piece in pieces}
     missing = sorted(wanted - set(there))
@@ -107,9 +107,7 @@ def _check_names(
     raise CheckpointError(f"{uri} does not hold this model: {shown}. Compare config.json with the plan (layers, biases, tied embeddings)")
 
 
-def _check_shapes(
-    pieces: Sequence[Piece], shapes: Mapping[str, tuple[int, ...]], targets: dict[str, nn.Parameter], prefix: str, uri: str
-) -> None:
+def _check_shapes(pieces: Sequence[Piece], shapes: Shapes, targets: dict[str, nn.Parameter], prefix: str, uri: str) -> None:
     problems = []
     for piece in pieces:
         theirs = shapes[prefix + piece.theirs]

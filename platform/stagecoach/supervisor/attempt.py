@@ -35,7 +35,13 @@ class NodeAttempt:
         self._group = RankGroup(
             ranks=ranks, folder=node.folder / f"attempt-{start.attempt}", attempt=start.attempt, shipper=node.shipper, tee=node.tee
         )
-        self._watchdog = Watchdog(ranks, now=time.monotonic(), hang_s=settings.hang_s, first_step_s=settings.first_step_s)
+        self._watchdog = Watchdog(
+            ranks,
+            now=time.monotonic(),
+            hang_s=settings.hang_s,
+            first_step_s=settings.first_step_s,
+            resumed_step=start.resumed_from_step,
+        )
         self._progress = ProgressWriter(node.job)
         self._stop_deadline: float | None = None
         self._signalled: set[int] = set()
@@ -194,9 +200,10 @@ class NodeAttempt:
         group = self._group
         if verdict.kind not in ("crashed", "out_of_memory") or group.agent_ended_at is None or not group.agent_returncode:
             return verdict
-        if any(state.outcome is not None or (state.ended_at or 0) < group.agent_ended_at for state in group.states.values()):
+        code, states = group.agent_returncode, group.states.values()
+        # Killed, it goes before its ranks even if we hear of them first; with an exit code it speaks of ranks that had gone before.
+        if any(state.outcome is not None or (code > 0 and (state.ended_at or 0) < group.agent_ended_at) for state in states):
             return verdict
-        code = group.agent_returncode
         how = f"was killed by {signal_name(-code)}" if code < 0 else f"ended with exit code {code}"
         tail = f"; its last lines: {' | '.join(group.agent_lines[-3:])}" if group.agent_lines and code > 0 else ""
         return replace(verdict, message=f"torchrun's agent {how}, and its ranks with it{tail}", first_failed_rank=None)

@@ -37,7 +37,6 @@ class _Segment:
     source: str
     number: int
     body: bytes
-    lines: int
 
 
 class Shipper:
@@ -119,10 +118,10 @@ class SegmentWriter:
         if not self._parts:
             return
         body = b"".join(self._parts)
+        lines = body.count(b"\n")
         if self._dropped:
             body = self._note() + body
-        lines = body.count(b"\n")
-        if self._shipper.offer(_Segment(self._kind, self._attempt, self._source, self._number, body, lines)):
+        if self._shipper.offer(_Segment(self._kind, self._attempt, self._source, self._number, body)):
             self._number += 1
             self._dropped = 0
         else:

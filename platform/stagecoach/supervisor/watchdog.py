@@ -34,9 +34,9 @@ class _Track:
 class Watchdog:
     """Feed it beats, ask it for silence. It reads no clock: times are given to it (the reader's own monotonic clock)."""
 
-    def __init__(self, ranks: list[int], *, now: float, hang_s: float | None, first_step_s: float) -> None:
+    def __init__(self, ranks: list[int], *, now: float, hang_s: float | None, first_step_s: float, resumed_step: int = 0) -> None:
         self._hang_s, self._first_step_s = hang_s, first_step_s
-        self._tracks = {rank: _Track(moved_at=now, step_at=now) for rank in ranks}
+        self._tracks = {rank: _Track(beat=Heartbeat(step=resumed_step), moved_at=now, step_at=now) for rank in ranks}
         self._step_times: deque[float] = deque(maxlen=STEPS_REMEMBERED)
         self._steps_seen = False
 
@@ -48,10 +48,13 @@ class Watchdog:
             if beat.counter == track.beat.counter:
                 continue
             moved = True
-            stepped = beat.step > track.beat.step and track.beat.counter > 0
+            is_first = track.beat.counter == 0
+            # Ranks may be several quick steps on when we look for the first time; a step without training is only where they resumed.
+            stepped = beat.step > track.beat.step and (not is_first or beat.phase == TRAIN)
             if stepped:
-                self._step_times.append((now - track.step_at) / (beat.step - track.beat.step))
                 self._steps_seen = True
+                if not is_first:
+                    self._step_times.append((now - track.step_at) / (beat.step - track.beat.step))
             if stepped or beat.phase != track.beat.phase:
                 track.step_at = now
             if stepped or beat.phase != TRAIN or track.beat.phase != TRAIN:
@@ -66,7 +69,7 @@ class Watchdog:
             return self._first_step_s
         if self._hang_s is not None:
             return self._hang_s
-        return max(LEAST_DEADLINE_S, SLOWEST_STEP_FACTOR * statistics.median(self._step_times))
+        return max(LEAST_DEADLINE_S, SLOWEST_STEP_FACTOR * statistics.median(self._step_times or [0.0]))
 
     def silence(self, now: float, running: set[int]) -> Silence | None:
         """The ranks that are silent too long, among those running; None when all is well."""

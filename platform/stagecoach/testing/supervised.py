@@ -54,7 +54,9 @@ class SupervisedJob:
         )
 
     def start(self, node: int = 0, *, environment: Mapping[str, str] | None = None) -> "subprocess.Popen[str]":
-        """Starts the supervisor of one node; its output is heard until it ends."""
+        """Starts the supervisor of one node; its output is heard until it ends. An earlier one must have ended."""
+        if node in self.supervisors:
+            self.wait(node)
         process = subprocess.Popen(
             [sys.executable, "-m", "stagecoach.supervisor"],
             env={**self.environment(node), **(environment or {})},

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 ENTRYPOINT = "stagecoach_workloads.preflight:main"
 POLL_S = 0.25
 LEAVE_S = 10.0  # how long ranks may take to leave once the report is written; one that hangs is cancelled
+GRACE_S = 5  # there is nothing to save
 
 
 @click.command("preflight")
@@ -127,7 +128,7 @@ def prepare_job(
         ranks_per_node=ranks_per_node,
         resources=Resources(hardware=kind),
         image=site.images.training,
-        grace_s=site.grace_s,
+        grace_s=GRACE_S,
         environment=site.environment,
         secrets=site.secrets,
         queue=site.queue,
@@ -146,8 +147,9 @@ def run_job(
     narrator.say("submitting")
     handle = submit_job(launcher, folder, spec)
     try:
-        report = watch(launcher, folder, handle, timeout_s=timeout_s, narrator=narrator)
-        state = leave(launcher, handle, narrator)
+        report, end = watch(launcher, folder, handle, timeout_s=timeout_s, narrator=narrator)
+        everybody_leaves = report is not None and not any(problem.check == "present" for problem in report.problems)
+        state = leave(launcher, handle, patience_s=LEAVE_S if everybody_leaves else 0.0, narrator=narrator)
     except BaseException:
         narrator.say("cancelling")
         launcher.cancel(handle)
@@ -155,32 +157,33 @@ def run_job(
     note_end(folder, len(folder.submissions()), handle, state)
     if report is not None:
         return report
-    end = last_end(folder)
     phases = f"; {narrator.last}" if narrator.last else ""
-    return no_report(folder, settings, spec, state, end, timed_out_after_s=timeout_s if end is None else None, phases=phases)
+    return no_report(folder, settings, spec, state, end, timed_out_after_s=timeout_s, phases=phases)
 
 
 def watch(
     launcher: "Launcher", folder: "JobFolder", handle: "RunHandle", *, timeout_s: float, narrator: "Narrator"
-) -> "PreflightReport | None":
-    """Until the report is there (returned), or an attempt or the job has ended without one, or the time is up (None)."""
+) -> "tuple[PreflightReport | None, AttemptEnd | None]":
+    """Until the report is there, or an attempt or the job has ended without one, or the time is up.
+
+    A failed attempt is not waited out: that it failed is the answer, though its supervisor would start it again.
+    """
     until = time.monotonic() + timeout_s
     while time.monotonic() < until:
-        state = launcher.describe(handle)
-        has_ended = state.phase.is_terminal or last_end(folder) is not None
+        state, end = launcher.describe(handle), last_end(folder)
         report = read_report(folder)  # after looking at the end: rank 0 publishes before it leaves
-        if report is not None or has_ended:
-            return report
+        if report is not None or end is not None or state.phase.is_terminal:
+            return report, end
         narrator.follow(folder, state)
         time.sleep(POLL_S)
-    return None
+    return None, None
 
 
-def leave(launcher: "Launcher", handle: "RunHandle", narrator: "Narrator") -> "JobState":
+def leave(launcher: "Launcher", handle: "RunHandle", *, patience_s: float, narrator: "Narrator") -> "JobState":
     """Waits until the job is over, cancels what does not leave, and returns its last state."""
-    until = time.monotonic() + LEAVE_S
+    until = time.monotonic() + patience_s
     while not (state := launcher.describe(handle)).phase.is_terminal:
-        if time.monotonic() > until or last_is_bad(launcher, handle):
+        if time.monotonic() >= until:
             narrator.say("cancelling what is left")
             launcher.cancel(handle)
             return launcher.describe(handle)
@@ -188,19 +191,10 @@ def leave(launcher: "Launcher", handle: "RunHandle", narrator: "Narrator") -> "J
     return state
 
 
-def last_is_bad(launcher: "Launcher", handle: "RunHandle") -> bool:
-    """True when a failed attempt is about to be started again in place: a preflight is not repeated, its failure is the answer."""
-    from stagecoach.constants import Phase
-    from stagecoach.contract.ledger import JobFolder
-
-    end = last_end(JobFolder.open(handle.job_uri))
-    return end is not None and end.exit_code != 0 and launcher.describe(handle).phase == Phase.RESTARTING
-
-
 def last_end(folder: "JobFolder") -> "AttemptEnd | None":
     """How the newest ended attempt ended."""
-    ends = [end for attempt in reversed(folder.attempt_numbers()) if (end := folder.attempt_end(attempt)) is not None]
-    return ends[0] if ends else None
+    ends = (folder.attempt_end(attempt) for attempt in reversed(folder.attempt_numbers()))
+    return next((end for end in ends if end is not None), None)
 
 
 def read_report(folder: "JobFolder") -> "PreflightReport | None":
@@ -223,10 +217,11 @@ def no_report(
     state: "JobState",
     end: "AttemptEnd | None",
     *,
-    timed_out_after_s: float | None,
+    timed_out_after_s: float,
     phases: str,
 ) -> "PreflightReport":
     """The job ended, or its time was up, before rank 0 could report: that is the finding."""
+    from stagecoach.constants import Phase
     from stagecoach.contract.preflight import Problem
 
     look = f"look at `stagecoach logs {folder.uri}`"
@@ -237,10 +232,10 @@ def no_report(
             node=None if end.first_failed_rank is None else end.first_failed_rank // spec.ranks_per_node,
             says=f"{code}: {end.message}" if end.message else code, do=look,
         )  # fmt: skip
-    elif state.phase.is_terminal and state.phase != "CANCELLED":
+    elif state.phase.is_terminal and state.phase != Phase.CANCELLED:
         problem = Problem(severity="broken", check="present", says=f"the job ended before it began: {state.reason or state.phase}", do=look)
     else:
-        says = f"no report within {timed_out_after_s or 0:g} s{phases}"
+        says = f"no report within {timed_out_after_s:g} s{phases}"
         problem = Problem(severity="broken", check="present", says=says, do=f"{look}, or give it more time with --timeout")
     return whole_report(folder, settings, spec.nodes, spec.ranks_per_node, problem, attempt=end.attempt if end else 0)
 

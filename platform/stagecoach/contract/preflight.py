@@ -19,8 +19,8 @@ Severity = Literal["broken", "slow"]
 class PreflightSettings(Record):
     """How it measures and from where on something is wrong."""
 
-    windows: Count = 5  # measurements of a rank in one round, taken in turn with the other ranks of its node
-    window_s: Positive = 0.15
+    windows: Count = 7  # measurements of a rank in one round, taken in turn with the other ranks of its node
+    window_s: Positive = 0.12
     rounds: Count = 3  # a rank is slow only when it is slow in every one of them; the first suffices where none is
     slow_below: Fraction = 0.7  # of the median of its peers
     matmul_size: Count | None = None  # None: 512 on CPU (fp32), 8192 on CUDA (bf16)

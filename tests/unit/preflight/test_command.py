@@ -1,0 +1,80 @@
+"""`stagecoach preflight` asked wrongly, and how its report looks. What it finds on real processes: tests/distributed/preflight."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from stagecoach.cli import run
+from stagecoach.cli.preflight_table import MAX_ROWS, by_phase, print_report
+from stagecoach.contract.preflight import ClockReport, MatmulReport, PreflightReport, Problem, RankReport, verdict_of
+from stagecoach.contract.records import decode, encode
+
+
+def a_rank(number: int) -> RankReport:
+    matmul = MatmulReport(gflops=1234.5, relative=0.3 if number == 2 else 1.0, windows=((1.0,),), cpu_share=1.0, size=512, dtype="float32")
+    clock = ClockReport(skew_s=-0.012)
+    return RankReport(rank=number, node=0, local_rank=number, machine="gpu-7", matmul=matmul, clock=clock)
+
+
+def a_report(world_size: int, *problems: Problem) -> PreflightReport:
+    return PreflightReport(
+        name="preflight-1", fit=not problems, verdict=verdict_of(problems, world_size=world_size), attempt=1, nodes=1,
+        ranks_per_node=world_size, world_size=world_size, ranks=tuple(map(a_rank, range(world_size))), problems=problems, at="t",
+    )  # fmt: skip
+
+
+SLOW = Problem(severity="slow", check="matmul", rank=2, node=0, machine="gpu-7", says="30 % of the median of its peers", do="look at it")
+GONE = Problem(severity="broken", check="present", rank=4, node=0, machine="gpu-7", says="it did not come", do="look at its log")
+
+
+def test_the_table_marks_the_bad_cell_and_names_the_rank(capsys: pytest.CaptureFixture[str]) -> None:
+    print_report(a_report(4, SLOW, GONE))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].split() == ["0", "gpu-7", "-", "1,234.5", "100%", "-", "-12", "-", "-", "-", "-", "ok"]
+    assert lines[3].split() == ["2", "gpu-7", "-", "1,234.5", "!", "30%", "!", "-", "-12", "-", "-", "-", "-", "slow"]
+    assert lines[5].split()[:3] == ["4", "gpu-7", "!"]
+    assert lines[5].split()[-1] == "missing"
+    assert lines[6] == (
+        "not fit: rank 2 on gpu-7 is slow (matmul): 30 % of the median of its peers; rank 4 on gpu-7 is broken (present): it did not come"
+    )
+    assert lines[7:] == ["  look at it", "  look at its log"]
+
+
+def test_of_many_ranks_only_those_with_a_problem_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    print_report(a_report(MAX_ROWS + 1, SLOW))
+    captured = capsys.readouterr()
+    assert [line.split()[0] for line in captured.out.splitlines()[1:2]] == ["2"]
+    assert len(captured.out.splitlines()) == 4
+    assert f"{MAX_ROWS} ranks without a problem" in captured.err
+
+
+def test_the_report_reads_back() -> None:
+    report = replace(a_report(3, SLOW), seconds=1.5)
+    assert decode(PreflightReport, encode(report), uri="report.json") == report
+
+
+def test_progress_groups_ranks_by_phase() -> None:
+    assert by_phase({"0": "matmul", "2": "matmul", "1": "matmul", "10": "bucket"}) == "matmul: ranks 0-2; bucket: rank 10"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("--set", "max_clock_skew=1"), "did you mean `max_clock_skew_s`?"),
+        (("--set", "windows=0"), "`windows` = 0"),
+        (("--set", "windows"), "write it as NAME=VALUE"),
+        (("--launcher", "slurm"), "no such launcher"),
+        (("--hardware", "h10"), "did you mean `h100`?"),
+        (("--nodes", "0"), "x>=1"),
+        (("--root", "pipe:cat"), "pipe"),
+    ],
+)
+def test_asked_wrongly_exits_2_and_writes_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], says: str
+) -> None:
+    status = run(["preflight", "--root", f"file://{tmp_path}/root", *arguments])
+    captured = capsys.readouterr()
+    assert (status, captured.out) == (2, "")
+    assert says in captured.err
+    assert not (tmp_path / "root").exists()

@@ -7,6 +7,8 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 
+from stagecoach.storage.s3_connection import ask
+
 CHUNK_BYTES = 1024 * 1024
 MIN_SAMPLES = 20
 MAX_SHARE = 0.05  # of requests may be second ones
@@ -86,7 +88,7 @@ async def _first_good(tasks: "list[asyncio.Task[Received]]") -> Received:
 async def _receive_one(fs: Any, wanted: dict[str, Any], collected: list[Received]) -> Received:
     received = Received()
     collected.append(received)
-    reply = await fs._call_s3("get_object", **wanted)
+    reply = await ask(fs, "get_object", **wanted)
     received.head = reply
     async with reply["Body"] as stream:
         while chunk := await stream.read(CHUNK_BYTES):

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
+from stagecoach.errors import StorageError
 from stagecoach.redaction import redact
 from stagecoach.storage.errors import StoreUnavailable
 from stagecoach.storage.settings import Clock, StoreSettings
@@ -22,6 +23,8 @@ Kind = Literal["refused", "unreachable", "broken"]
 
 FAILURES_TO_CLOSE = 3  # in a row, with no success anywhere between them
 PURSE_LIMIT = 100.0  # retries saved up
+RICH = 5.0  # with so much saved up, a first quick look costs little: one refusal in a good while is no outage
+QUICK_SHARE = 0.05  # of backoff_base_s, for the rich
 LOOK_EVERY_S = 1.0  # how often a waiting call looks whether the store came back
 UNREACHABLE_CAP_S = 3.0
 
@@ -138,7 +141,7 @@ class Gate:
                 ticket.deadline_at = min(ticket.deadline_at, ticket.started_at + failure.give_up_after_s)
 
     def released(self, ticket: Ticket) -> None:
-        """The call ended for a reason of its own (403, 404, an interrupt): the store did answer, or nobody knows."""
+        """The call ended for a reason of its own (an interrupt): it says nothing about the store."""
         with self.lock:
             self._stop_looking(ticket)
 
@@ -159,7 +162,8 @@ class Gate:
     def _pause(self, tries: int, failure: Transient) -> float:
         """Exponential with full jitter; never less than the server asked for."""
         cap = UNREACHABLE_CAP_S if failure.kind == "unreachable" else self.settings.backoff_cap_s
-        bound = min(cap, self.settings.backoff_base_s * 2.0 ** min(tries - 1, 16))
+        base = self.settings.backoff_base_s * (QUICK_SHARE if self.purse >= RICH else 1)
+        bound = min(cap, base * 2.0 ** min(tries - 1, 16))
         jittered = random.uniform(0, bound)
         if failure.retry_after_s is not None:
             return failure.retry_after_s + random.uniform(0, min(1.0, bound))
@@ -183,6 +187,9 @@ def call(gate: Gate, what: str, attempt: Callable[[], T], *, progress: Callable[
                 gate.progressed(ticket)
             gate.failed(ticket, failure)
             _tell(what, failure, requests)
+        except StorageError:  # not there, not allowed, replaced: the store did answer
+            gate.succeeded(ticket)
+            raise
         except BaseException:
             gate.released(ticket)
             raise

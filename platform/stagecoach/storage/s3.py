@@ -12,7 +12,7 @@ from stagecoach.storage.backends import Download, ObjectInfo, Page, changed
 from stagecoach.storage.errors import NotFound, OutOfRange
 from stagecoach.storage.hedge import Hedger, Received, receive
 from stagecoach.storage.retry import Gate, Transient
-from stagecoach.storage.s3_connection import Connection, Request, T, connect
+from stagecoach.storage.s3_connection import Connection, Request, T, ask, connect
 from stagecoach.storage.s3_errors import PreconditionFailed, RangeNotSatisfiable
 from stagecoach.storage.s3_upload import CHECKSUM_NAME, NONCE_NAME, TAGGED, S3Upload, abort_stale_uploads, tagged_checksum
 from stagecoach.storage.settings import StoreSettings
@@ -37,6 +37,13 @@ class S3Backend:
         return self.connection.run(request, verb=verb, bucket=bucket, key=key, timeout_s=timeout_s)
 
     def download(self, download: Download) -> None:
+        if not download.is_complete:
+            self._receive(download)
+        if download.checksum == TAGGED:  # of a whole multipart body: one more small request for its digest
+            info = ObjectInfo(key=download.path, size=download.size or 0, etag=download.etag or "")
+            download.checksum = tagged_checksum(self, info).checksum if download.stop is None else None
+
+    def _receive(self, download: Download) -> None:
         parts = self._ask(download)
         for part in parts:
             if part.head is not None:
@@ -90,13 +97,13 @@ class S3Backend:
             raise StorageError(f"{self.uri(download.path)}: the server ignores Range requests, so a broken read cannot be resumed")
         checksum = _metadata(head).get(CHECKSUM_NAME)
         shown = self.uri(download.path)
-        download.describe(etag=_plain(head["ETag"]), size=size, checksum=checksum if checksum != TAGGED else None, shown=shown)
+        download.describe(etag=_plain(head["ETag"]), size=size, checksum=checksum, shown=shown)
         start = download.position if whole is None and download.start else 0
         download.body += part.body[start:]
 
     def stat(self, path: str) -> ObjectInfo:
         bucket, key = split(path)
-        head = self.run(lambda fs: fs._call_s3("head_object", Bucket=bucket, Key=key), "HeadObject", path)
+        head = self.run(lambda fs: ask(fs, "head_object", Bucket=bucket, Key=key), "HeadObject", path)
         info = ObjectInfo(key=path, size=int(head["ContentLength"]), etag=_plain(head["ETag"]), checksum=_metadata(head).get(CHECKSUM_NAME))
         return tagged_checksum(self, info) if info.checksum == TAGGED else info
 
@@ -107,7 +114,7 @@ class S3Backend:
             wanted["Delimiter"] = "/"
         if token:
             wanted["ContinuationToken"] = token
-        reply = self.run(lambda fs: fs._call_s3("list_objects_v2", **wanted), "ListBucket", path)
+        reply = self.run(lambda fs: ask(fs, "list_objects_v2", **wanted), "ListBucket", path)
         objects = [
             ObjectInfo(key=f"{bucket}/{item['Key']}", size=int(item["Size"]), etag=_plain(item["ETag"]))
             for item in reply.get("Contents", ())
@@ -131,7 +138,7 @@ class S3Backend:
         """Whether the object that is there came from this very call: a PUT whose reply was lost, or that the client sent twice."""
         bucket, key = split(path)
         try:
-            head = self.run(lambda fs: fs._call_s3("head_object", Bucket=bucket, Key=key), "HeadObject", path)
+            head = self.run(lambda fs: ask(fs, "head_object", Bucket=bucket, Key=key), "HeadObject", path)
         except NotFound:
             raise Transient("broken", "the object that stood in the way has just been deleted") from None
         return _metadata(head).get(NONCE_NAME) == nonce
@@ -141,7 +148,7 @@ class S3Backend:
         timeout_s = self.settings.attempt_timeout_s
 
         def request(fs: Any) -> Any:
-            return fs._call_s3("put_object", Bucket=bucket, Key=key, Body=body, Metadata=metadata, **conditions)
+            return ask(fs, "put_object", Bucket=bucket, Key=key, Body=body, Metadata=metadata, **conditions)
 
         return self.run(request, "PutObject", path, timeout_s=timeout_s)
 
@@ -151,7 +158,7 @@ class S3Backend:
     def delete(self, path: str) -> None:
         bucket, key = split(path)
         try:
-            self.run(lambda fs: fs._call_s3("delete_object", Bucket=bucket, Key=key), "DeleteObject", path)
+            self.run(lambda fs: ask(fs, "delete_object", Bucket=bucket, Key=key), "DeleteObject", path)
         except NotFound:
             return
 

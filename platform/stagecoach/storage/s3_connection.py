@@ -21,6 +21,12 @@ _connections: dict[tuple[object, ...], "Connection"] = {}
 _lock = threading.Lock()
 
 
+async def ask(fs: Any, operation: str, **arguments: Any) -> Any:
+    """One request through s3fs's client; not through s3fs's `_call_s3`, which sleeps after a refusal even when told not to retry."""
+    client = await fs.set_session()
+    return await getattr(client, operation)(**arguments)
+
+
 def connect(settings: StoreSettings, gate: Gate) -> "Connection":
     """Stores with the same settings, clock and AWS_* environment share connections and the record of the store's health."""
     environment = repr(sorted((name, value) for name, value in os.environ.items() if name.startswith("AWS_")))

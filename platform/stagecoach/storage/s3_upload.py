@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from stagecoach.errors import StorageError
 from stagecoach.storage.backends import ObjectInfo
 from stagecoach.storage.retry import Transient
+from stagecoach.storage.s3_connection import ask
 
 if TYPE_CHECKING:
     from stagecoach.storage.s3 import S3Backend
@@ -30,7 +31,7 @@ class S3Upload:
 
     def _run(self, method: str, verb: str, **arguments: Any) -> Any:
         def request(fs: Any) -> Any:
-            return fs._call_s3(method, Bucket=self.bucket, Key=self.key, **arguments)
+            return ask(fs, method, Bucket=self.bucket, Key=self.key, **arguments)
 
         return self.backend.run(request, verb, self.path, timeout_s=self.backend.settings.attempt_timeout_s)
 
@@ -90,7 +91,7 @@ def tagged_checksum(backend: "S3Backend", info: ObjectInfo) -> ObjectInfo:
     """Fills in the digest of a multipart body from its tag, if the tag was written for this very body."""
     bucket, _, key = info.key.partition("/")
     try:
-        reply = backend.run(lambda fs: fs._call_s3("get_object_tagging", Bucket=bucket, Key=key), "GetObjectTagging", info.key)
+        reply = backend.run(lambda fs: ask(fs, "get_object_tagging", Bucket=bucket, Key=key), "GetObjectTagging", info.key)
     except StorageError:
         return replace(info, checksum=None)
     tags = {tag["Key"]: tag["Value"] for tag in reply["TagSet"]}
@@ -101,7 +102,7 @@ def abort_stale_uploads(backend: "S3Backend", path: str, older_than_s: float) ->
     """Age by the server's own dates: of the upload's start and of its answer."""
     bucket, _, folder = path.partition("/")
     prefix = folder + "/" if folder else ""
-    reply = backend.run(lambda fs: fs._call_s3("list_multipart_uploads", Bucket=bucket, Prefix=prefix), "ListBucketMultipartUploads", path)
+    reply = backend.run(lambda fs: ask(fs, "list_multipart_uploads", Bucket=bucket, Prefix=prefix), "ListBucketMultipartUploads", path)
     now, aborted = _server_time(reply), 0
     for upload in reply.get("Uploads", ()):
         if upload["Key"].startswith(prefix) and now - upload["Initiated"].timestamp() >= older_than_s:
@@ -112,7 +113,7 @@ def abort_stale_uploads(backend: "S3Backend", path: str, older_than_s: float) ->
 
 def _abort(backend: "S3Backend", bucket: str, key: str, upload_id: str) -> None:
     def request(fs: Any) -> Any:
-        return fs._call_s3("abort_multipart_upload", Bucket=bucket, Key=key, UploadId=upload_id)
+        return ask(fs, "abort_multipart_upload", Bucket=bucket, Key=key, UploadId=upload_id)
 
     backend.run(request, "AbortMultipartUpload", f"{bucket}/{key}")
 

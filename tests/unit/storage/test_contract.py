@@ -119,16 +119,20 @@ def test_create_if_absent_says_who_won(store: Store) -> None:
 
 
 @pytest.mark.parametrize("kind", ["memory", "file", "s3"])
-def test_of_sixteen_concurrent_creators_one_wins_and_fifteen_learn_it(kind: str, build_store: Callable[..., Store]) -> None:
+def test_of_sixteen_concurrent_creators_one_wins_and_fifteen_learn_it(
+    kind: str, build_store: Callable[..., Store], request: pytest.FixtureRequest
+) -> None:
     store = build_store(kind)
     start = threading.Barrier(16)
+    # moto is atomic only because we serialise it, so many rounds over it prove little; a real server gets all of them.
+    rounds = 25 if kind == "s3" and request.getfixturevalue("server").is_moto else 100
 
     def claim(caller: int, round_: int) -> bool:
         start.wait()
         return store.create_if_absent(f"claims/{round_}", b"caller %d" % caller)
 
     with ThreadPoolExecutor(16) as pool:
-        for round_ in range(100):
+        for round_ in range(rounds):
             won = list(pool.map(claim, range(16), [round_] * 16))
             assert won.count(True) == 1, f"round {round_}: {won.count(True)} winners"
             assert store.read(f"claims/{round_}") == b"caller %d" % won.index(True)

@@ -11,50 +11,61 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import xxhash
 
 from stagecoach.storage import Store, StoreSettings, UsedAfterFork, open_store
 
-WRITER = """
-import sys, random
+# Forks a writer for each line it reads, so that sixty writers cost one start of Python. It never used a store itself.
+NURSERY = """
+import os, sys
+import fsspec.implementations.local, xxhash, stagecoach.storage.file
 from stagecoach.storage import open_store, StoreSettings
-store = open_store(sys.argv[1], settings=StoreSettings(single_put_bytes=1 << 20, request_bytes=1 << 20))
-store.publish("replaced", bytes(4 << 20))  # everything is imported
-print("ready", flush=True)
-number = 0
-while True:
-    number += 1
-    def body():
-        for _ in range(4):
-            yield bytes([number % 256]) * (1 << 20)
-    store.publish("replaced", body())
-    store.publish(f"new/{number}", body())
-    store.create_if_absent(f"claims/{number}", bytes([number % 256]) * 5000)
+
+def write_for_ever():
+    store, number = open_store(sys.argv[1], settings=StoreSettings(single_put_bytes=1 << 20, request_bytes=1 << 20)), 0
+    while True:
+        number += 1
+        body = lambda: (bytes([number % 256]) * (1 << 20) for _ in range(4))
+        store.publish("replaced", body())
+        store.publish(f"new/{number}", body())
+        store.create_if_absent(f"claims/{number}", bytes([number % 256]) * 5000)
+
+for line in sys.stdin:
+    writer = os.fork()
+    if writer == 0:
+        write_for_ever()
+    print(writer, flush=True)
+    os.waitpid(writer, 0)
+    print("dead", flush=True)
 """
-KILLS = 30
+KILLS = 60
 
 
 def test_a_writer_killed_at_any_point_leaves_no_torn_object(tmp_path: Path) -> None:
     uri, rng = f"file://{tmp_path}/root", random.Random(5)
-    store = open_store(uri)
-    leftovers = 0
-    for _ in range(KILLS):
-        writer = subprocess.Popen([sys.executable, "-c", WRITER, uri], stdout=subprocess.PIPE)
-        assert writer.stdout is not None
-        writer.stdout.readline()
-        time.sleep(rng.uniform(0, 0.06))
-        writer.send_signal(signal.SIGKILL)
-        writer.wait()
-        writer.stdout.close()
-        for info in store.list():
-            body = store.read(info.key)
-            assert len(body) == (5000 if info.key.startswith("claims/") else 4 << 20), info.key
-            assert body == body[:1] * len(body), info.key
-            assert info.checksum in (None, xxhash.xxh3_128_hexdigest(body))
-        leftovers += store.sweep(older_than_s=0)
-        store.delete_prefix("new")
-        store.delete_prefix("claims")
+    store, leftovers = open_store(uri), 0
+    with subprocess.Popen([sys.executable, "-c", NURSERY, uri], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as nursery:
+        for _ in range(KILLS):
+            _kill_a_writer(nursery, after_s=rng.uniform(0.002, 0.05))
+            for info in store.list():
+                body = store.read(info.key)  # checked against its stored checksum
+                assert len(body) == (5000 if info.key.startswith("claims/") else 4 << 20), info.key
+                assert body == body[:1] * len(body), info.key
+            leftovers += store.sweep(older_than_s=0)
+            store.delete_prefix("new")
+            store.delete_prefix("claims")
+        assert nursery.stdin is not None
+        nursery.stdin.close()
     assert leftovers > 0, "the kills did strike in the middle of writing"
+
+
+def _kill_a_writer(nursery: "subprocess.Popen[str]", *, after_s: float) -> None:
+    assert nursery.stdin is not None
+    assert nursery.stdout is not None
+    print("write", file=nursery.stdin, flush=True)
+    writer = int(nursery.stdout.readline())
+    time.sleep(after_s)
+    os.kill(writer, signal.SIGKILL)
+    assert nursery.stdout.readline() == "dead\n"
 
 
 def test_leftovers_are_swept_only_when_old(tmp_path: Path) -> None:

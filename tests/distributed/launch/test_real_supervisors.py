@@ -66,7 +66,8 @@ def test_two_supervisors_on_one_machine_run_one_job_of_four_ranks(real: Real) ->
     phases: list[Phase] = []
     state = wait_job(real.launcher, real.job, handle, 1, poll_s=0.05, on_state=lambda seen: phases.append(seen.phase))
     assert (state.phase, state.exit_code, state.attempt, state.restarts) == (Phase.SUCCEEDED, 0, 1, 0)
-    assert list(dict.fromkeys(phases)) == [Phase.STARTING, Phase.RUNNING, Phase.SUCCEEDED]
+    told = [phase for phase in dict.fromkeys(phases) if phase != Phase.STOPPING]  # seen when one node ends a little before the other
+    assert told == [Phase.STARTING, Phase.RUNNING, Phase.SUCCEEDED]
     assert [node.node for node in real.job.nodes(1)] == [0, 1]
     lines = list(real.launcher.logs(handle, follow=True))
     for rank in range(4):

@@ -1,7 +1,7 @@
 """A dataset, open for reading: its manifest, its index, and samples by number, every byte checked on the way."""
 
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import xxhash
@@ -19,12 +19,30 @@ class ContentError(SampleError):
 
 @dataclass(frozen=True, slots=True)
 class Stretch:
-    """Where one sample's bytes stand, and their checksum."""
+    """Where one sample's bytes stand, what they must be, and its members. All that a reader without the index needs."""
 
-    shard: int
+    key: str
+    shard: str  # the shard's key
     offset: int
     length: int
     hash: int
+    members: tuple[tuple[str, int, int], ...]  # name, offset from the sample's start, length
+
+    @property
+    def name(self) -> str:
+        """How an error names the sample: shard, key, place."""
+        return f"{self.shard}: sample {self.key!r} (bytes {self.offset:,} to {self.offset + self.length:,})"
+
+    def parse(self, body: bytes) -> Sample:
+        """The sample. Raises ContentError that names it unless every byte is what was written."""
+        if len(body) != self.length or xxhash.xxh3_64_intdigest(body) != self.hash:
+            raise ContentError(f"{self.name}: its bytes do not have the checksum of the index: damaged")
+        members = {name: body[offset : offset + length] for name, offset, length in self.members}
+        images = tuple(members[name] for name, _, _ in self.members if name != "json")
+        try:
+            return from_json(members["json"], key=self.key, images=images)
+        except SampleError as error:
+            raise ContentError(f"{self.name}: {error}") from None
 
 
 class Dataset:
@@ -42,14 +60,9 @@ class Dataset:
 
     def stretch(self, number: int) -> Stretch:
         """Where sample `number` stands."""
-        index = self.index
-        return Stretch(int(index.shard[number]), int(index.offset[number]), int(index.length[number]), int(index.hash[number]))
-
-    def name_of(self, number: int) -> str:
-        """How an error names a sample: shard and key."""
         row = self.index.row(number)
-        shard = self.store.uri_of(self.manifest.shards[row.shard].key)
-        return f"{shard}: sample {row.key!r} (bytes {row.offset:,} to {row.offset + row.length:,})"
+        members = tuple(zip(row.member_names, row.member_offsets, row.member_lengths, strict=True))
+        return Stretch(row.key, self.manifest.shards[row.shard].key, row.offset, row.length, row.hash, members)
 
     def read(self, number: int) -> Sample:
         """One sample, checked. Raises ContentError that names it when its bytes or its JSON are damaged."""
@@ -67,39 +80,25 @@ class Dataset:
         bodies: list[bytes] = [b""] * len(numbers)
         for shard, places in by_shard.items():
             ranges = [(int(self.index.offset[numbers[p]]), int(self.index.length[numbers[p]])) for p in places]
-            for place, body in zip(places, self.read_ranges(shard, ranges), strict=True):
+            for place, body in zip(places, read_ranges(self.store, self.manifest.shards[shard].key, ranges), strict=True):
                 bodies[place] = body
         return bodies
 
-    def read_ranges(self, shard: int, ranges: Iterable[tuple[int, int]]) -> list[bytes]:
-        """Byte ranges of a shard. Raises ContentError naming the shard when it is missing, too short, or replaced meanwhile."""
-        entry = self.manifest.shards[shard]
-        uri = self.store.uri_of(entry.key)
-        try:
-            return self.store.read_ranges(entry.key, list(ranges))
-        except NotFound:
-            raise ContentError(f"{uri}: this shard of {entry.samples} samples is missing") from None
-        except OutOfRange as error:
-            raise ContentError(f"{uri}: shorter than the {entry.size:,} bytes it was written with: truncated ({error})") from None
-        except ObjectChanged as error:
-            raise ContentError(f"{uri}: replaced while it was read ({error})") from None
-
     def parse(self, number: int, body: bytes) -> Sample:
         """A stretch's bytes to the sample. Raises ContentError that names it unless every byte is what was written."""
-        if len(body) != int(self.index.length[number]) or xxhash.xxh3_64_intdigest(body) != int(self.index.hash[number]):
-            raise ContentError(f"{self.name_of(number)}: its bytes do not have the checksum of the index: damaged")
-        return self._split(self.index.row(number), body)
+        return self.stretch(number).parse(body)
 
-    def _split(self, row: IndexRow, body: bytes) -> Sample:
-        members = {
-            name: body[offset : offset + length]
-            for name, offset, length in zip(row.member_names, row.member_offsets, row.member_lengths, strict=True)
-        }
-        images = tuple(members[name] for name in row.member_names if name != "json")
-        try:
-            return from_json(members["json"], key=row.key, images=images)
-        except SampleError as error:
-            raise ContentError(f"{self.store.uri_of(self.manifest.shards[row.shard].key)}: sample {row.key!r} {error}") from None
+
+def read_ranges(store: Store, key: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+    """Byte ranges of a shard. Raises ContentError naming the shard when it is missing, too short, or replaced meanwhile."""
+    try:
+        return store.read_ranges(key, ranges)
+    except NotFound:
+        raise ContentError(f"{store.uri_of(key)}: this shard is missing") from None
+    except OutOfRange as error:
+        raise ContentError(f"{store.uri_of(key)}: shorter than it was written: truncated ({error})") from None
+    except ObjectChanged as error:
+        raise ContentError(f"{store.uri_of(key)}: replaced while it was read ({error})") from None
 
 
 def open_dataset(uri: str, *, fingerprint: str | None = None, policy: UriPolicy | None = None) -> Dataset:

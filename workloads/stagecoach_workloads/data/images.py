@@ -90,13 +90,13 @@ def _orientation(picture: Any) -> int:
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
-def decode(body: bytes, *, at_least: tuple[int, int] | None = None) -> np.ndarray:
+def decode(body: bytes, *, at_least: tuple[int, int] | None = None, info: ImageInfo | None = None) -> np.ndarray:
     """The image as shown: uint8, height x width x 3, RGB.
 
     `at_least` (width, height): a JPEG may come back smaller than it is, by a factor of n/8, but not below that size: the decoder skips
-    the work. Raises ImageRefused when it cannot be decoded completely.
+    the work. `info` spares reading the header again. Raises ImageRefused when it cannot be decoded completely.
     """
-    info = image_info(body)
+    info = info or image_info(body)
     if info.format == "JPEG" and info.mode in ("RGB", "L") and info.orientation == 1:
         return _decode_jpeg(body, at_least)
     return _decode_any(body, info)

@@ -100,8 +100,8 @@ class TextTokenizer:
         """Raises DataError when an id could be past the model's embedding."""
         if self.size > vocabulary:
             raise DataError(
-                f"{self.source}: has {self.size:,} tokens and the model's vocabulary {vocabulary:,} (model.decoder.vocab_size + added_tokens)"
-                "; use the tokenizer that belongs to the model, or grow model.decoder.added_tokens"
+                f"{self.source}: has {self.size:,} tokens and the model's vocabulary {vocabulary:,} (decoder.vocab_size + added_tokens); "
+                "use the tokenizer that belongs to the model, or grow model.decoder.added_tokens"
             )
 
     @cached_property

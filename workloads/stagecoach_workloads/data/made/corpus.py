@@ -7,7 +7,6 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 from stagecoach import __version__
@@ -119,10 +118,14 @@ class MakeJob:
         )
 
 
-@cache
-def cases_of(task: Callable[[], Task], level: Level, split: str) -> Sequence[Case]:
-    """A task's cases, listed once."""
-    return task().cases(level, split)
+_CASES: dict[tuple[type[Task], Level, str], Sequence[Case]] = {}
+
+
+def cases_of(task: type[Task], level: Level, split: str) -> Sequence[Case]:
+    """A task's cases, listed once a process."""
+    if (task, level, split) not in _CASES:
+        _CASES[task, level, split] = task().cases(level, split)
+    return _CASES[task, level, split]
 
 
 def corpus_baselines(level: Level, split: str) -> dict[str, dict[str, Baseline]]:

@@ -127,12 +127,12 @@ def draw_shape(pen: ImageDraw.ImageDraw, shape: str, box: Box, colour: tuple[int
         pen.rectangle((x1 + third, y1, x2 - third, y2), fill=colour)
         pen.rectangle((x1, y1 + third, x2, y2 - third), fill=colour)
     else:
-        corners: list[tuple[float, float]] = {
+        outlines: dict[str, list[tuple[float, float]]] = {
             "triangle": [(middle, y1), (x2, y2), (x1, y2)],
             "diamond": [(middle, y1), (x2, centre), (middle, y2), (x1, centre)],
             "star": [_star_point(middle, centre, radius, point) for point in range(10)],
-        }[shape]
-        pen.polygon(corners, fill=colour)
+        }
+        pen.polygon(outlines[shape], fill=colour)
 
 
 def _star_point(x: float, y: float, radius: float, point: int) -> tuple[float, float]:

@@ -1,7 +1,7 @@
 """Tasks whose text and images depend on each other over a sequence: interleaved documents, few-shot ones, video, preference; text alone."""
 
 from collections.abc import Sequence
-from itertools import product
+from itertools import pairwise, product
 
 from stagecoach_workloads.data.made.draw import Brush, Picture, draw_shape
 from stagecoach_workloads.data.made.level import Level, in_split, words
@@ -183,7 +183,7 @@ class Lists(Facts):
 
     def cases(self, level: Level, split: str) -> Sequence[Case]:
         options = words(level, split)
-        pairs = [(a, b) for a, b in zip(options, options[1:], strict=False)]
+        pairs = pairwise(options)
         return [Case(f"The words are {a} and {b}. Again:", f"{a} and {b}") for a, b in pairs]
 
     def build(self, case: Case, brush: Brush) -> Made:

@@ -47,7 +47,9 @@ def locate(stage: StagePlan, corpus_uri: str | None, *, split: str = "train") ->
     missing = [name for name in wanted if name not in found]
     if missing:
         there = f"{corpus_uri} has {', '.join(sorted(found))}" if corpus_uri else "no --data URI was given"
-        raise DataError(f"data.mixture names `{missing[0]}` and nothing says where it is: {there}; give --data, or data.datasets.{missing[0]}.uri")
+        raise DataError(
+            f"data.mixture names `{missing[0]}` and nothing says where it is: {there}; give --data, or data.datasets.{missing[0]}.uri"
+        )
     return {name: found[name] for name in wanted}, tokenizer
 
 

@@ -73,8 +73,8 @@ class DataPlan:
         streams = state.get("streams") if state.get("format") == STATE_FORMAT else None
         if not isinstance(streams, dict) or (streams and set(streams) != {stream.name for stream in self._streams}):
             raise DataError(
-                f"the data state is not of this plan: it has streams {sorted(streams) if isinstance(streams, dict) else state.get('format')} and "
-                f"the plan {sorted(stream.name for stream in self._streams)}; a changed mixture is a new stage"
+                f"the data state is not of this plan: it has {sorted(streams) if isinstance(streams, dict) else state.get('format')} and "
+                f"the plan's streams are {sorted(stream.name for stream in self._streams)}; a changed mixture is a new stage"
             )
         for stream in self._streams:
             if stream.name in streams:

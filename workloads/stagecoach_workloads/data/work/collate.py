@@ -1,0 +1,235 @@
+# ruff: noqa: N815 - fields wear their shape, as interfaces.md names them
+"""Documents to one batch. B rows, T positions, N encoded images, S a tile's side (interfaces.md section 5)."""
+
+from collections.abc import Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stagecoach.errors import DataError
+from stagecoach_workloads.data.dataset import ContentError
+from stagecoach_workloads.data.samples import Sample
+from stagecoach_workloads.data.tokens import Rendered, TextTokenizer
+from stagecoach_workloads.data.work.pixels import tiles_of
+from stagecoach_workloads.data.work.tasks import Document
+from stagecoach_workloads.models.splitting import Tiling
+
+IGNORE_INDEX = -100
+PADDING_DOCUMENT = -1  # positions of no document, as models.attention has it
+
+
+@dataclass(frozen=True, slots=True)
+class BadSample:
+    """A line of the quarantine log: which sample became padding, and why."""
+
+    step: int
+    sample: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """One microstep on one rank. Labels say what their own position must predict: the shift by one is made here, where documents end.
+
+    `image_slots_N3`: row, first position, number of positions, in the order of the stacked images. `image_regions_N4`: top, left, bottom,
+    right of each image's pixels that are no padding. `pairs_P3`: row, document id of the chosen, of the rejected answer.
+    """
+
+    tokens_BT: Tensor
+    labels_BT: Tensor
+    document_ids_BT: Tensor
+    positions_BT: Tensor
+    pixel_values: list[Tensor]
+    image_slots: Tensor
+    image_regions: Tensor
+    pairs_P3: Tensor
+    num_targets: int
+    num_images: int
+    sample_ids: list[list[str]]
+    bad: list[BadSample] = field(default_factory=list)
+    num_samples: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class CollateSettings:
+    """What of the stage plan decides tensors."""
+
+    seq_len: int
+    template: str
+    targets: Literal["text", "answers"]
+    tile_size: int
+    tokens_per_tile: int
+    vocabulary: int
+
+
+class Collator:
+    """Fills batches. One a process."""
+
+    def __init__(self, settings: CollateSettings, tokenizer: TextTokenizer, names: Sequence[str], pool: Executor) -> None:
+        """`names` are the sources' names; `pool` decodes images."""
+        self.settings, self.tokenizer, self.names, self.pool = settings, tokenizer, names, pool
+
+    def collate(self, step: int, rows: Sequence[Sequence[Document]], bodies: Sequence[bytes | ContentError]) -> Batch:
+        """`bodies` are the stretches of all documents, row by row. A document whose content is bad becomes padding of its planned size.
+
+        Raises DataError when the plan's sizes do not fit the text, which means that the token counts are another tokenizer's.
+        """
+        documents = [document for row in rows for document in row]
+        loads = [self.pool.submit(self._load, document, body) for document, body in zip(documents, bodies, strict=True)]
+        filling = _Filling(self.settings, self.tokenizer, len(rows))
+        at = 0
+        for number, row in enumerate(rows):
+            filling.begin_row()
+            for document in row:
+                loaded = loads[at].result()
+                at += 1
+                label = f"{self.names[document.source]}/{document.stretch.key}"
+                if isinstance(loaded, ContentError):
+                    filling.skip(number, document, label, BadSample(step, label, str(loaded)))
+                else:
+                    filling.add(number, document, label, *loaded)
+        return filling.batch()
+
+    def _load(self, document: Document, body: bytes | ContentError) -> "tuple[list[Rendered], list[np.ndarray]] | ContentError":
+        """Token runs of the sample's documents, and the tiles of each image that the slice shows."""
+        try:
+            if isinstance(body, ContentError):
+                return body
+            sample: Sample = document.stretch.parse(body)
+            shown = [piece for piece in document.pieces if piece.tiling and document.start <= piece.start < document.stop]
+            tiles = {piece.image: self._tiles(sample, piece.image, piece.tiling, document) for piece in shown if piece.tiling}
+            return self.tokenizer.documents(sample, self.settings.template), [tiles[piece.image] for piece in shown]
+        except ContentError as error:
+            return error
+
+    def _tiles(self, sample: Sample, image: int, tiling: Tiling, document: Document) -> np.ndarray:
+        try:
+            return tiles_of(sample.images[image], tiling)
+        except ContentError as error:
+            raise ContentError(f"{document.stretch.name}: image {image}: {error}") from None
+
+
+class _Filling:
+    """A batch being filled, row by row, from the left."""
+
+    def __init__(self, settings: CollateSettings, tokenizer: TextTokenizer, rows: int) -> None:
+        self.settings, self.tokenizer = settings, tokenizer
+        shape = (rows, settings.seq_len)
+        self.tokens = np.full(shape, tokenizer.pad_id, np.int64)
+        self.labels = np.full(shape, IGNORE_INDEX, np.int64)
+        self.documents = np.full(shape, PADDING_DOCUMENT, np.int64)
+        self.positions = np.zeros(shape, np.int64)
+        self.tiles: list[np.ndarray] = []
+        self.slots: list[tuple[int, int, int]] = []
+        self.regions: list[tuple[int, int, int, int]] = []
+        self.pairs: list[tuple[int, int, int]] = []
+        self.sample_ids: list[list[str]] = []
+        self.bad: list[BadSample] = []
+        self.samples = 0
+        self._at = self._document = 0
+
+    def begin_row(self) -> None:
+        self._at = self._document = 0
+        self.sample_ids.append([])
+
+    def skip(self, row: int, document: Document, label: str, bad: BadSample) -> None:
+        """Leaves padding of the planned size."""
+        self._at += document.stop - document.start
+        self.sample_ids[row].append(label)
+        self.bad.append(bad)
+        self.samples += 1
+
+    def add(self, row: int, document: Document, label: str, rendered: list[Rendered], tiles: list[np.ndarray]) -> None:
+        """Puts a slice's tokens, labels and images in place."""
+        ids, targets, starts = self._sequence(document, rendered, label)
+        first, size = document.start, document.stop - document.start
+        span = slice(self._at, self._at + size)
+        self.tokens[row, span] = ids[first : document.stop]
+        self._write_labels(row, span, ids[first : document.stop], targets[first : document.stop], starts, first)
+        self._place_images(row, document)
+        self.tiles.extend(tiles)
+        self.sample_ids[row].append(label)
+        self.samples += 1
+        self._at += size
+
+    def _sequence(self, document: Document, rendered: list[Rendered], label: str) -> tuple[np.ndarray, np.ndarray, list[int]]:
+        """Ids and target flags of the sample's whole layout, and where its documents (two of a preference pair) start."""
+        size = document.pieces[-1].start + document.pieces[-1].length
+        ids, targets = np.full(size, self.tokenizer.image_id, np.int64), np.zeros(size, bool)
+        runs = [run for part in rendered for run in part.runs]
+        flags = [flag for part in rendered for flag in part.answers]
+        firsts = {sum(len(part.runs) for part in rendered[:number]) for number in range(len(rendered))}
+        starts = []
+        for piece in document.pieces:
+            if piece.tiling is not None:
+                self._write_indicators(ids, piece.start, piece.tiling)
+                continue
+            run = runs[piece.run] if piece.run < len(runs) else []
+            if len(run) != piece.length:
+                raise DataError(
+                    f"{label}: text run {piece.run} has {len(run)} tokens and the plan counted {piece.length}: the counts are of another "
+                    "tokenizer or template; run `stagecoach data index` again"
+                )
+            if piece.run in firsts:
+                starts.append(piece.start)
+            ids[piece.start : piece.start + piece.length] = run
+            targets[piece.start : piece.start + piece.length] = True if self.settings.targets == "text" else flags[piece.run]
+        if ids.max(initial=0) >= self.settings.vocabulary:
+            raise DataError(f"{label}: token id {ids.max()} with a vocabulary of {self.settings.vocabulary} (model.decoder)")
+        return ids, targets, starts
+
+    def _write_indicators(self, ids: np.ndarray, at: int, tiling: Tiling) -> None:
+        for tile in tiling.tiles:
+            text = self.tokenizer.encode(tile.indicator) if tile.indicator else ()
+            ids[at : at + len(text)] = text
+            at += len(text) + self.settings.tokens_per_tile
+
+    def _write_labels(self, row: int, span: slice, ids: np.ndarray, targets: np.ndarray, starts: list[int], first: int) -> None:
+        """Labels, document ids and positions of a slice. A position predicts the next one of its own document, if that is a target."""
+        shifted = np.where(targets[1:], ids[1:], IGNORE_INDEX)
+        self.labels[row, span.start : span.stop - 1] = shifted
+        inside = [start - first for start in starts if 0 < start - first < len(ids)]
+        edges = [0, *inside, len(ids)]
+        for begin, end in pairwise(edges):
+            self.documents[row, span.start + begin : span.start + end] = self._document
+            self.positions[row, span.start + begin : span.start + end] = np.arange(end - begin)
+            self.labels[row, span.start + end - 1] = IGNORE_INDEX
+            self._document += 1
+        if len(starts) == 2 and inside:
+            self.pairs.append((row, self._document - 2, self._document - 1))
+
+    def _place_images(self, row: int, document: Document) -> None:
+        for piece in document.pieces:
+            if piece.tiling is None or not document.start <= piece.start < document.stop:
+                continue
+            at = self._at + piece.start - document.start
+            for tile in piece.tiling.tiles:
+                at += len(self.tokenizer.encode(tile.indicator)) if tile.indicator else 0
+                left, top, right, bottom = tile.region
+                self.slots.append((row, at, self.settings.tokens_per_tile))
+                self.regions.append((top, left, bottom, right))
+                at += self.settings.tokens_per_tile
+
+    def batch(self) -> Batch:
+        side = self.settings.tile_size
+        pixels = np.concatenate(self.tiles) if self.tiles else np.zeros((0, 3, side, side), np.uint8)
+        return Batch(
+            tokens_BT=torch.from_numpy(self.tokens),
+            labels_BT=torch.from_numpy(self.labels),
+            document_ids_BT=torch.from_numpy(self.documents),
+            positions_BT=torch.from_numpy(self.positions),
+            pixel_values=[torch.from_numpy(pixels)] if len(pixels) else [],
+            image_slots=torch.tensor(self.slots, dtype=torch.int64).reshape(-1, 3),
+            image_regions=torch.tensor(self.regions, dtype=torch.int64).reshape(-1, 4),
+            pairs_P3=torch.tensor(self.pairs, dtype=torch.int64).reshape(-1, 3),
+            num_targets=int((self.labels != IGNORE_INDEX).sum()),
+            num_images=len(pixels),
+            sample_ids=self.sample_ids,
+            bad=self.bad,
+            num_samples=self.samples,
+        )

@@ -1,0 +1,183 @@
+"""The bytes of documents: whole blocks from object storage, exact ranges from a file system; in parallel, bounded in bytes.
+
+A block (about 4 MiB) holds samples that the shuffle uses at about the same time, so reading it whole costs one request for dozens
+of images. Blocks are kept in memory up to `memory_bytes` and, with a cache folder, on disk for the node's other processes.
+"""
+
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Lock
+from typing import Literal
+
+from stagecoach.storage import Store
+from stagecoach_workloads.data.dataset import ContentError, read_ranges
+from stagecoach_workloads.data.work.cache import BlockCache
+from stagecoach_workloads.data.work.tasks import Document
+
+MIB = 1024 * 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class FetchSettings:
+    """`read`: `auto` reads blocks from object stores and ranges from files."""
+
+    read: Literal["auto", "blocks", "ranges"] = "auto"
+    memory_bytes: int = 256 * MIB  # of blocks, per process
+    cache_folder: str | None = None
+    cache_bytes: int = 20 * 1024 * MIB
+    threads: int = 4
+
+
+@dataclass
+class FetchCounts:
+    """What was asked of the store."""
+
+    requests: int = 0
+    bytes: int = 0
+    cache_hits: int = 0
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where one source's shards are."""
+
+    store: Store
+    fingerprint: str
+
+    @property
+    def is_remote(self) -> bool:
+        return not self.store.uri.startswith(("file://", "memory://"))
+
+
+@dataclass
+class Fetcher:
+    """Reads documents' stretches. One a process."""
+
+    origins: Sequence[Origin]
+    settings: FetchSettings = field(default_factory=FetchSettings)
+    counts: FetchCounts = field(default_factory=FetchCounts)
+
+    def __post_init__(self) -> None:
+        self._pool = ThreadPoolExecutor(self.settings.threads, thread_name_prefix="fetch")
+        self._blocks: OrderedDict[tuple[int, str, int], Future[bytes]] = OrderedDict()
+        self._held, self._lock = 0, Lock()
+        folder = self.settings.cache_folder
+        self._cache = BlockCache(Path(folder), max_bytes=self.settings.cache_bytes) if folder else None
+
+    def fetch(self, documents: Iterable[Document]) -> list[bytes | ContentError]:
+        """Each document's stretch, in order; a ContentError in place of one whose shard is missing or cut off.
+
+        Anything else that storage says (unavailable, denied) is raised.
+        """
+        wanted = list(documents)
+        futures = self._start(wanted)
+        found: list[bytes | ContentError] = []
+        for document, future in zip(wanted, futures, strict=True):
+            try:
+                base, body = future.result()
+            except ContentError as error:
+                found.append(error)
+                continue
+            first = document.stretch.offset - base
+            found.append(body[first : first + document.stretch.length])
+        return found
+
+    def _start(self, wanted: Sequence[Document]) -> "list[Future[tuple[int, bytes]]]":
+        """One future a document: where its bytes begin, and the bytes."""
+        ranged: dict[tuple[int, str], list[int]] = {}
+        futures: dict[int, Future[tuple[int, bytes]]] = {}
+        for place, document in enumerate(wanted):
+            if self._reads_blocks(document.source):
+                futures[place] = self._pool.submit(self._block, document)
+            else:
+                ranged.setdefault((document.source, document.stretch.shard), []).append(place)
+        for (source, shard), places in ranged.items():
+            job = self._pool.submit(self._ranges, source, shard, [wanted[place] for place in places])
+            for number, place in enumerate(places):
+                futures[place] = _Part(job, number)
+        return [futures[place] for place in range(len(wanted))]
+
+    def _reads_blocks(self, source: int) -> bool:
+        return self.settings.read == "blocks" or (self.settings.read == "auto" and self.origins[source].is_remote)
+
+    def _ranges(self, source: int, shard: str, documents: Sequence[Document]) -> list[tuple[int, bytes] | ContentError]:
+        """Exact ranges; when together they cannot be read, one by one, so that only the damaged ones are missing."""
+        store = self.origins[source].store
+        ranges = [(document.stretch.offset, document.stretch.length) for document in documents]
+        self._count(len(ranges), sum(length for _, length in ranges))
+        try:
+            return [(offset, body) for (offset, _), body in zip(ranges, read_ranges(store, shard, ranges), strict=True)]
+        except ContentError as error:
+            if len(ranges) == 1:
+                return [error]
+        return [self._ranges(source, shard, [document])[0] for document in documents]
+
+    def _block(self, document: Document) -> tuple[int, bytes]:
+        """The document's block, from memory, the cache folder or the store. Two threads never read the same block twice."""
+        key = (document.source, document.stretch.shard, document.block[0])
+        with self._lock:
+            future = self._blocks.get(key)
+            mine = future is None
+            if future is None:
+                future = self._blocks[key] = Future()
+            else:
+                self._blocks.move_to_end(key)
+        if mine:
+            try:
+                future.set_result(self._read_block(document))
+            except BaseException as error:
+                with self._lock:
+                    self._blocks.pop(key, None)
+                future.set_exception(error)
+                raise
+            self._make_room(len(future.result()))
+        return document.block[0], future.result()
+
+    def _read_block(self, document: Document) -> bytes:
+        origin, (offset, length) = self.origins[document.source], document.block
+        name = f"{origin.fingerprint[:16]}-{document.stretch.shard.replace('/', '_')}-{offset}"
+        held = self._cache.read(name) if self._cache else None
+        if held is not None and len(held) == length:
+            self.counts.cache_hits += 1
+            return held
+        self._count(1, length)
+        body = read_ranges(origin.store, document.stretch.shard, [(offset, length)])[0]
+        if self._cache:
+            self._cache.write(name, body)
+        return body
+
+    def _make_room(self, added: int) -> None:
+        with self._lock:
+            self._held += added
+            while self._held > self.settings.memory_bytes and len(self._blocks) > 1:
+                key, oldest = next(iter(self._blocks.items()))
+                if not oldest.done():
+                    return
+                del self._blocks[key]
+                self._held -= len(oldest.result()) if oldest.exception() is None else 0
+
+    def _count(self, requests: int, size: int) -> None:
+        with self._lock:
+            self.counts.requests += requests
+            self.counts.bytes += size
+
+    def close(self) -> None:
+        """Ends the threads."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+
+class _Part(Future):  # type: ignore[type-arg]
+    """One document's share of a job that reads several."""
+
+    def __init__(self, job: "Future[list[tuple[int, bytes] | ContentError]]", number: int) -> None:
+        super().__init__()
+        self._job, self._number = job, number
+
+    def result(self, timeout: float | None = None) -> tuple[int, bytes]:
+        found = self._job.result(timeout)[self._number]
+        if isinstance(found, ContentError):
+            raise found
+        return found

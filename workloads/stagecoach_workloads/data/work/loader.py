@@ -1,0 +1,185 @@
+"""Batches of one rank, step by step: the plan in this process, the work in worker processes.
+
+torchdata's StatefulDataLoader starts the workers and keeps the order; its own state is not used. The plan's state is the only one:
+a step is the same whatever the number of ranks, workers, threads or prefetched tasks.
+"""
+
+import os
+import signal
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch.utils.data import Dataset as TorchDataset
+from torch.utils.data import Sampler
+from torchdata.stateful_dataloader import StatefulDataLoader
+
+from stagecoach.contract.plan import StagePlan
+from stagecoach_workloads.data.plan.open import OpenData
+from stagecoach_workloads.data.tokens import TextTokenizer
+from stagecoach_workloads.data.work.collate import BadSample, Batch, CollateSettings, Collator
+from stagecoach_workloads.data.work.fetch import Fetcher, FetchSettings, Origin
+from stagecoach_workloads.data.work.tasks import Task, TaskMaker
+
+_NEVER = 1 << 62  # StatefulDataLoader: do not snapshot workers
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkSettings:
+    """How the work is done; none of it changes a batch. `workers` 0: in this process. `prefetch` tasks per worker are under way."""
+
+    workers: int = 2
+    threads: int = 2  # decoding, per worker
+    prefetch: int = 2
+    timeout_s: float = 0.0  # 0: storage has its own deadline
+    fetch: FetchSettings = field(default_factory=FetchSettings)
+
+
+@dataclass(frozen=True)
+class LoadedStep:
+    """One step on one rank: its microbatches in order, and what was bad on this rank."""
+
+    step: int
+    batches: list[Batch]
+
+    @property
+    def bad(self) -> list[BadSample]:
+        return [bad for batch in self.batches for bad in batch.bad]
+
+    @property
+    def num_samples(self) -> int:
+        return sum(batch.num_samples for batch in self.batches)
+
+
+class Work(TorchDataset[Batch]):
+    """Tasks to batches, in a worker process or here. Connections and threads are opened on first use, never inherited."""
+
+    def __init__(self, origins: list[Origin], names: list[str], tokenizer: TextTokenizer, stage: StagePlan, settings: WorkSettings) -> None:
+        self.origins, self.names, self.tokenizer, self.stage, self.settings = origins, names, tokenizer, stage, settings
+        self._open: tuple[Fetcher, Collator] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_open": None}
+
+    def __getitem__(self, task: Task) -> Batch:
+        fetcher, collator = self.parts()
+        documents = [document for row in task.rows for document in row]
+        return collator.collate(task.step, task.rows, fetcher.fetch(documents))
+
+    def parts(self) -> tuple[Fetcher, Collator]:
+        if self._open is None:
+            pool = ThreadPoolExecutor(self.settings.threads, thread_name_prefix="decode")
+            collator = Collator(collate_settings(self.stage), self.tokenizer, self.names, pool)
+            self._open = Fetcher(self.origins, self.settings.fetch), collator
+        return self._open
+
+
+def collate_settings(stage: StagePlan) -> CollateSettings:
+    return CollateSettings(
+        seq_len=stage.batch.seq_len,
+        template=stage.data.template,
+        targets=stage.loss.targets,
+        tile_size=stage.model.image.size,
+        tokens_per_tile=stage.model.connector.tokens,
+        vocabulary=stage.model.decoder.vocab_size + stage.model.decoder.added_tokens,
+    )
+
+
+class _Tasks(Sampler[Task]):
+    """The rank's tasks from a step on, without end or up to one."""
+
+    def __init__(self, data: OpenData, *, rank: int, world_size: int, start: int, stop: int | None) -> None:
+        self.data, self.rank, self.world_size, self.start, self.stop = data, rank, world_size, start, stop
+        self.maker = TaskMaker(data.datasets, data.layouts)
+
+    def __iter__(self) -> Iterator[Task]:
+        step = self.start
+        while self.stop is None or step < self.stop:
+            rows = self.data.plan.batch(step)
+            yield from self.maker.tasks(step, rows, self.data.plan.assign(rows, self.world_size)[self.rank])
+            step += 1
+
+
+class StepLoader:
+    """Iterates `LoadedStep`s of one rank from `start`. `state(step)` is what a checkpoint keeps."""
+
+    def __init__(
+        self,
+        data: OpenData,
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+        start: int = 0,
+        stop: int | None = None,
+        state: dict[str, Any] | None = None,
+        settings: WorkSettings | None = None,
+    ) -> None:
+        """`state` is that of step `start`; without it earlier windows are packed once more. Raises DataError for another plan's state."""
+        self.data, self.settings = data, settings or WorkSettings()
+        if state is not None:
+            data.plan.go_to(state)
+        self._tasks = _Tasks(data, rank=rank, world_size=world_size, start=start, stop=stop)
+        origins = [Origin(dataset.store, dataset.manifest.fingerprint) for dataset in data.datasets]
+        names = [source.name for source in data.plan.sources]
+        self.work = Work(origins, names, data.tokenizer, data.stage, self.settings)
+
+    def __iter__(self) -> Iterator[LoadedStep]:
+        held: list[Batch] = []
+        places = self._places()
+        for batch in self._batches():
+            step, of = next(places)
+            held.append(batch)
+            if len(held) == of:
+                yield LoadedStep(step, held)
+                held = []
+
+    def state(self, step: int) -> dict[str, Any]:
+        """The data state before `step`: < 1 kB of JSON, equal on every rank."""
+        return self.data.plan.state(step)
+
+    def _places(self) -> Iterator[tuple[int, int]]:
+        """(step, microsteps of it) of each task, as the sampler deals them."""
+        while True:
+            yield self._dealt.pop(0)
+
+    def _batches(self) -> Iterator[Batch]:
+        self._dealt: list[tuple[int, int]] = []
+        if self.settings.workers == 0:
+            for task in self._tasks:
+                self._dealt.append((task.step, task.of))
+                yield self.work[task]
+            return
+        yield from StatefulDataLoader(
+            self.work,
+            sampler=_Noting(self._tasks, self._dealt),
+            batch_size=None,
+            num_workers=self.settings.workers,
+            prefetch_factor=self.settings.prefetch,
+            timeout=self.settings.timeout_s,
+            multiprocessing_context="spawn",  # never fork once a store was used
+            worker_init_fn=ignore_stop_signals,
+            snapshot_every_n_steps=_NEVER,
+        )
+
+
+class _Noting(Sampler[Task]):
+    """Notes what was dealt, in order, so that batches need not carry it."""
+
+    def __init__(self, tasks: _Tasks, dealt: list[tuple[int, int]]) -> None:
+        self.tasks, self.dealt = tasks, dealt
+
+    def __iter__(self) -> Iterator[Task]:
+        for task in self.tasks:
+            self.dealt.append((task.step, task.of))
+            yield task
+
+
+def ignore_stop_signals(_worker: int) -> None:
+    """SIGTERM reaches a whole process group; the rank decides when its workers end, and they end with it."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    import cv2
+
+    cv2.setNumThreads(0)

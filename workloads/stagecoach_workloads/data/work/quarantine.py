@@ -1,0 +1,42 @@
+"""Bad samples, counted over all ranks: under the budget they are padding and a line in a log, over it every rank stops at the same step.
+
+The trainer adds `LoadedStep.bad` and `num_samples` to its per-step all-reduce and gives the sums to `QuarantineBudget.add` on every rank,
+so that all of them decide alike.
+"""
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict
+
+from stagecoach.errors import DataError
+from stagecoach_workloads.data.work.collate import BadSample
+
+BUDGET = 0.001  # of the samples seen
+ALWAYS_ALLOWED = 3  # a single bad sample at the start is not a tenth of a per cent of anything
+
+
+class QuarantineBudget:
+    """Counts of the whole job since its start (or since the counts of a checkpoint)."""
+
+    def __init__(self, *, share: float = BUDGET, bad: int = 0, seen: int = 0) -> None:
+        self.share, self.bad, self.seen = share, bad, seen
+
+    def add(self, *, bad: int, seen: int, step: int, lines: Iterable[BadSample] = ()) -> None:
+        """Adds one step's sums over all ranks. Raises DataError (exit code 41) over budget, with this rank's list."""
+        self.bad += bad
+        self.seen += seen
+        if self.bad > max(ALWAYS_ALLOWED, self.share * self.seen):
+            known = "; ".join(f"{line.sample}: {line.reason}" for line in list(lines)[:20]) or "see the other ranks' quarantine logs"
+            raise DataError(
+                f"step {step}: {self.bad:,} of {self.seen:,} samples are bad, more than the budget of {self.share:.2%}: {known}; "
+                "run `stagecoach data verify` and restore the shards it names"
+            )
+
+    def state(self) -> dict[str, int]:
+        return {"bad": self.bad, "seen": self.seen}
+
+
+def quarantine_lines(bad: Iterable[BadSample]) -> bytes:
+    """JSON lines for the log, in the order of steps and samples."""
+    ordered = sorted(bad, key=lambda line: (line.step, line.sample))
+    return b"".join(json.dumps(asdict(line), sort_keys=True).encode() + b"\n" for line in ordered)

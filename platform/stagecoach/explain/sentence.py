@@ -171,7 +171,7 @@ def _stage_finished(said: Explanation) -> str:
 
 
 def _finished(said: Explanation) -> str:
-    at = f" at step {said.step:,}" if said.step else ""
+    at = f" at step {said.step:,}" if said.step and said.stage is not None else ""  # steps of other jobs are their phases
     total = said.steps_lost_total
     again = f" ({plural(total, 'step')} done twice)" if total else ""
     return f"finished{at}{_tries(said)}{again}"

@@ -486,12 +486,12 @@ def whole_run_finished(root: str) -> None:
         book.finish(step=step)
 
 
-@case("preflight-1: finished.", run="preflight-1", cause="finished", next="nothing", stage=None, exit_code=0)
+@case("preflight-1: finished.", run="preflight-1", cause="finished", next="nothing", stage=None, exit_code=0, steps_lost_total=0)
 def other_job_finished(root: str) -> None:
     book = write_job(root, "preflight-1")
     book.submit(1)
     book.start(1)
-    book.end(1, "done", 0)
+    book.end(1, "done", 0, step=7, steps_lost=7)
 
 
 @case(

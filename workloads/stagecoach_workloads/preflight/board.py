@@ -30,6 +30,11 @@ class Board:
             self.store.set(f"doing/{self.context.rank}", phase)
         self.beat()
 
+    def finish(self) -> None:
+        """The report is written: what this job had to save is safe."""
+        done = len(STEPS)
+        self.context.heartbeat(step=done, phase=self.phase, steps=done, committed_step=done)
+
     def beat(self) -> None:
         """Call it a few times a second in whatever takes long. Raises Stopped when the platform asks to stop."""
         if self.context.stop_requested():

@@ -209,6 +209,7 @@ class Rank:
             beating(lambda: self.context.job.store.publish(REPORT, body), self.board)
         self.meeting.tell("report (written)", "yes")
         self.meeting.gather("goodbye")
+        self.board.finish()
 
     def _completed(self, report: RankReport) -> RankReport:
         """With what only rank 0 knows: how it compares to the others."""

@@ -86,6 +86,9 @@ def cli() -> None:
     Results go to stdout, narration to stderr. Exit: 0 done, 1 the run or check failed, 2 asked wrongly (nothing was started or written);
     commands that wait for a job also end with its code: 40-49 fatal, 75 retried, 143 stopped by the platform.
     """
+    from stagecoach.log import configure  # here, so that --help does without
+
+    configure()
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -101,9 +104,6 @@ def main(arguments: list[str] | None = None) -> None:
 def run(arguments: list[str] | None) -> int:
     """Runs one command and returns its exit status."""
     try:
-        from stagecoach.log import configure
-
-        configure()
         returned = cli.main(args=arguments, prog_name="stagecoach", standalone_mode=False)
         sys.stdout.flush()
         return returned if isinstance(returned, int) else 0

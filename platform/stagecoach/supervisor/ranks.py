@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import shutil
 import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -203,7 +204,7 @@ class RankGroup:
             writer.tick(now)
 
     def close(self) -> None:
-        """Reads the last lines and gives everything back. Called when no process of the group is left."""
+        """Reads the last lines and gives everything back, the folder too. Called when no process of the group is left."""
         loop = asyncio.get_running_loop()
         for reader in self._readers:
             loop.remove_reader(reader.fd)
@@ -213,3 +214,4 @@ class RankGroup:
             writer.cut()
         for watch in (*self._seen.values(), *((self._agent_watch,) if self._agent_watch else ())):
             watch.close()
+        shutil.rmtree(self.folder, ignore_errors=True)

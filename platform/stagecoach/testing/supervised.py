@@ -1,5 +1,6 @@
 """Real supervisors on this machine, for tests and benchmarks: start them, order faults, hear what ranks print, look for survivors."""
 
+import hashlib
 import json
 import os
 import re
@@ -8,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -157,6 +158,13 @@ class SupervisedJob:
             time.sleep(0.05)
         return []
 
+    def leftovers(self, within_s: float = 2.0) -> list[str]:
+        """Processes, shared memory and scratch folders of the job that are there `within_s` after everything should have ended."""
+        left = self.survivors(within_s)
+        prefix = f"psm_{hashlib.sha256(self.uri.encode()).hexdigest()[:8]}"  # what the scripted workload calls its shared memory
+        left += [f"/dev/shm/{name}" for name in os.listdir("/dev/shm") if name.startswith(prefix)]  # noqa: S108
+        return left + [str(path) for path in self.scratch.iterdir()]
+
     def close(self) -> None:
         """Kills what is left. For the end of a test that failed."""
         for process in self.processes():
@@ -186,12 +194,6 @@ def expected_state(steps: int, ranks: int) -> int:
     for step in range(1, steps + 1):
         state = ((ranks * state + ranks * (ranks - 1) // 2) * 31 + step) % modulus
     return state
-
-
-def shared_memory() -> set[str]:
-    """What stands in /dev/shm under a library's name."""
-    names: Sequence[str] = os.listdir("/dev/shm")  # noqa: S108
-    return {name for name in names if name.startswith(("psm_", "torch_", "sem.", "pym-"))}
 
 
 def _command(process: psutil.Process) -> str:

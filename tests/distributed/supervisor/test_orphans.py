@@ -29,7 +29,7 @@ def test_sigkill_of_the_supervisor_leaves_nothing_and_the_next_one_goes_on(make_
         sweeper.wait(5)
         job.wait_step(20)  # by then another sweeper has been started
     supervisor.kill()
-    assert job.survivors(2.0) == []
+    assert job.leftovers(2.0) == []
     job.start()
     assert job.wait() == 0
     dead, done = job.ends()

@@ -5,6 +5,7 @@ children with shared memory, as a data loader has them), secret (printed, to see
 changes by what all ranks agreed on: a job that was killed any number of times ends with the same one.
 """
 
+import hashlib
 import json
 import multiprocessing
 import subprocess
@@ -26,7 +27,7 @@ def main(context: RankContext) -> None:
     import torch.distributed as dist
 
     dist.init_process_group("gloo")
-    helpers = start_helpers(int(settings.get("loaders", 0)))
+    helpers = start_helpers(int(settings.get("loaders", 0)), f"{shm_prefix(context.job.uri)}-{context.attempt}-{context.rank}")
     start = context.job.attempt_start(context.attempt)
     step = start.resumed_from_step if start is not None else 0
     state = read_state(context, start.resumed_from if start is not None else None)
@@ -79,11 +80,16 @@ def read_state(context: RankContext, uri: str | None) -> int:
 Helper = tuple[multiprocessing.process.BaseProcess, SharedMemory, "subprocess.Popen[bytes]"]
 
 
-def start_helpers(count: int) -> list[Helper]:
+def shm_prefix(job_uri: str) -> str:
+    """How this job's shared memory is called: as multiprocessing calls it (psm_), and so that a test can tell whose it is."""
+    return f"psm_{hashlib.sha256(job_uri.encode()).hexdigest()[:8]}"
+
+
+def start_helpers(count: int, name: str) -> list[Helper]:
     """For each: a forked child as a data loader has it, shared memory under a library's name, and a program started by exec."""
     helpers: list[Helper] = []
-    for _ in range(count):
-        memory = SharedMemory(create=True, size=1 << 16)
+    for index in range(count):
+        memory = SharedMemory(f"{name}-{index}", create=True, size=1 << 16)
         child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(FOR_EVER_S,), daemon=True)
         child.start()
         program = subprocess.Popen([sys.executable, "-c", f"import time; time.sleep({FOR_EVER_S})"])

@@ -12,10 +12,12 @@ from pydantic import Discriminator
 
 from stagecoach.contract.records import Record, Stored
 
-Count = Annotated[int, Gt(0)]
-WholeNumber = Annotated[int, Ge(0)]
-Positive = Annotated[float, Gt(0)]
-NotNegative = Annotated[float, Ge(0)]
+# Upper ends are far beyond any plan: they keep a typing error from becoming an overflow or an endless loop in a formula.
+Count = Annotated[int, Gt(0), Le(10**15)]
+Few = Annotated[int, Gt(0), Le(10_000)]  # what is enumerated one by one: layers of a resampler, tiles
+WholeNumber = Annotated[int, Ge(0), Le(10**15)]
+Positive = Annotated[float, Gt(0), Le(1e15)]
+NotNegative = Annotated[float, Ge(0), Le(1e15)]
 Fraction = Annotated[float, Ge(0), Le(1)]
 Name = Annotated[str, Len(1, 64)]
 
@@ -104,7 +106,7 @@ class Connector(Record):
     kind: Literal["c_abstractor", "average_pool", "attention_pool", "perceiver"]
     tokens: Count  # per encoded image or tile
     hidden: Count = 1024  # c_abstractor: width of its RegNet stages; perceiver and attention_pool: the encoder's width is used
-    depth: Count = 3  # c_abstractor: blocks per stage, one stage before and one after the pooling; perceiver: layers
+    depth: Few = 3  # c_abstractor: blocks per stage, one stage before and one after the pooling; perceiver: layers
     heads: Count = 16
     head_dim: Count = 64
     mlp_ratio: Count = 4  # perceiver and attention_pool
@@ -168,11 +170,11 @@ class Split(Record):
     """How one image becomes tiles of `model.image.size`, each of which is an encoded image (recipes.md 1.6, 2.2, 3.2)."""
 
     kind: Literal["none", "static", "dynamic", "grids"] = "none"
-    rows: Count = 1  # static
-    columns: Count = 1  # static
-    min_tiles: Count = 1  # dynamic: n_min
-    max_tiles: Count = 1  # dynamic: n_max; grids: the largest grid
-    max_side: Count | None = None  # grids: the most tiles along one side; None: max_tiles
+    rows: Few = 1  # static
+    columns: Few = 1  # static
+    min_tiles: Few = 1  # dynamic: n_min
+    max_tiles: Few = 1  # dynamic: n_max; grids: the largest grid
+    max_side: Few | None = None  # grids: the most tiles along one side; None: max_tiles
     overview: Literal["none", "before", "after"] = "none"  # the whole image, resized to one tile
     indicators: Literal["none", "index", "separators"] = "none"  # text in front of each tile
     below_images: Count = 3  # only samples with fewer images than this are split

@@ -93,6 +93,8 @@ def parse_value(text: str) -> Any:
         return json.loads(text)
     except ValueError:
         pass
+    except RecursionError:
+        raise ConfigError(f"--set value {text[:40]!r}...: it is nested too deeply; no field holds such a value") from None
     if not text.isprintable():
         raise ConfigError(f"--set value {text!r}: it has characters that cannot be printed; write plain UTF-8 text")
     return text

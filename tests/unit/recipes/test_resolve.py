@@ -1,6 +1,5 @@
 """Overrides, differences and sources."""
 
-from contextlib import suppress
 from fnmatch import fnmatchcase
 
 import pytest
@@ -9,8 +8,10 @@ from hypothesis import strategies as st
 
 from stagecoach.contract.identity import identity_hash, layout_hash
 from stagecoach.contract.plan import Epochs, Parent, Steps, Tokens
+from stagecoach.contract.records import canonical_json
 from stagecoach.errors import ConfigError
 from stagecoach.recipes import RECIPES
+from stagecoach.recipes.report import exit_code, plan_json, report
 from stagecoach.recipes.resolve import difference, leaves, resolve
 from stagecoach.recipes.sources import GRADES, TAGS, rules_of, sources_of
 
@@ -107,14 +108,44 @@ def test_difference_of_two_recipes_is_by_path() -> None:
     assert difference(resolve("mm1_3b").plan, resolve("mm1_3b").plan) == []
 
 
-@settings(max_examples=60, deadline=None)
+EXTREMES = (
+    "0",
+    "1",
+    "-1",
+    "2",
+    "7",
+    "10000",
+    "999999999999999",
+    str(10**400),
+    "1e-300",
+    "1e14",
+    "1e300",
+    "null",
+    "true",
+    '"x"',
+    "[1]",
+    '{"kind":"x"}',
+)
+
+
+@settings(max_examples=400, deadline=None)
 @given(
     path=st.sampled_from([*leaves(resolve("mm1_5_tiny").plan), "nowhere", "pretrain", "sft.x.y", "pretrain.model"]),
-    value=st.one_of(st.text(max_size=12), st.integers(), st.floats(), st.just("null"), st.just('{"kind":"x"}'), st.just("[1]")),
+    value=st.one_of(st.sampled_from(EXTREMES), st.text(max_size=12)),
 )
-def test_any_setting_either_resolves_or_is_refused_as_asked_wrongly(path: str, value: object) -> None:
-    with suppress(ConfigError):
-        resolve("mm1_5_tiny", [f"{path}={value}"])
+def test_any_setting_is_costed_and_checked_or_refused_as_asked_wrongly(path: str, value: str) -> None:
+    try:
+        resolved = resolve("mm1_5_tiny", [f"{path}={value}"])
+    except ConfigError:
+        return
+    reports = report(resolved, grace_s=30.0)
+    assert exit_code(reports) in (0, 1, 2)
+    canonical_json(plan_json(resolved, reports))  # refuses NaN and infinity
+
+
+def test_a_value_nested_too_deeply_is_refused() -> None:
+    with pytest.raises(ConfigError, match="nested too deeply"):
+        resolve("mm1_tiny", ["pretrain.code=" + "[" * 200_000])
 
 
 # --- sources -----------------------------------------------------------------------------------------------------------------

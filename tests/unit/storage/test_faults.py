@@ -198,10 +198,18 @@ def credentials(tmp_path: Path, server: Any, faulty: FaultServer, monkeypatch: p
     return write
 
 
+def _open_with_token(uri: str) -> Store:
+    store = open_store(uri, settings=QUICK)
+    try:
+        store.publish("here", SMALL)
+    except AccessDenied as error:
+        pytest.skip(f"the server of AWS_ENDPOINT_URL_S3 takes no session tokens ({error}); moto's does")
+    return store
+
+
 @pytest.mark.parametrize("name", CALLS)
 def test_f47_expired_credentials_are_read_anew_once(name: str, credentials: Any, faulty: FaultServer, s3_uri: str) -> None:
-    renewing = open_store(s3_uri, settings=QUICK)
-    renewing.publish("here", SMALL)
+    renewing = _open_with_token(s3_uri)
     faulty.faults.expired_token = "an-old-session-token"
     credentials("a-new-session-token")
     faulty.clear()
@@ -211,8 +219,7 @@ def test_f47_expired_credentials_are_read_anew_once(name: str, credentials: Any,
 
 
 def test_f47_sixteen_calls_refresh_once(credentials: Any, faulty: FaultServer, s3_uri: str) -> None:
-    renewing = open_store(s3_uri, settings=QUICK)
-    renewing.publish("here", SMALL)
+    renewing = _open_with_token(s3_uri)
     faulty.faults.expired_token = "an-old-session-token"
     credentials("a-new-session-token")
     with ThreadPoolExecutor(16) as pool:

@@ -127,7 +127,7 @@ def test_two_healthy_nodes_are_fit(tmp_path: Path) -> None:
 
 
 def test_a_throttled_rank_is_named_and_only_that_one(tmp_path: Path) -> None:
-    preflight = Preflight(tmp_path, "--ranks-per-node", "4")
+    preflight = Preflight(tmp_path, "--ranks-per-node", "4", "--set", "windows=5", "--set", "rounds=2", "--set", "bucket_mb=1")
     slow = preflight.rank(2)
     until(lambda: preflight.phases().get("0", "torch") != "torch")
     with throttled(slow, 0.3):

@@ -140,7 +140,8 @@ def _rendezvous(said: Explanation) -> str:
 
 
 def _found_dead(said: Explanation) -> str:
-    return f"{attempt(said)} was found dead, its supervisor left without writing an end{at_step(said)}{where(said)}{said_by(said.message)}"
+    why = said.message or "its supervisor left without writing an end"
+    return f"{attempt(said)} was found dead{at_step(said)}{where(said)}{said_by(why)}"
 
 
 def _no_progress(said: Explanation) -> str:

@@ -433,12 +433,12 @@ def diverged(root: str) -> None:
 
 
 @case(
-    "r1, stage pretrain: attempt 1 was found dead, its supervisor left without writing an end at step 130: attempt 2 took over; "
+    "r1, stage pretrain: attempt 1 was found dead at step 130: its supervisor left without writing an end; "
     "10 steps after the commit at step 120 are lost; nothing runs now, submitted again it goes on from step 120.",
     cause="found_dead", next="resubmit", exit_code=75,
 )  # fmt: skip
 def found_dead(root: str) -> None:
-    _one_attempt(root, "found_dead", 75, step=130, committed_step=120, steps_lost=10, message="attempt 2 took over", written_by="successor")
+    _one_attempt(root, "found_dead", 75, step=130, committed_step=120, steps_lost=10, written_by="successor")
 
 
 # --- finished

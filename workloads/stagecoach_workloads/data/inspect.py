@@ -108,3 +108,16 @@ def _as_base64(picture: Image.Image) -> str:
     held = io.BytesIO()
     picture.save(held, "PNG")
     return base64.b64encode(held.getvalue()).decode()
+
+
+def stack(sheets: list[bytes]) -> bytes:
+    """Several PNG sheets below one another as one."""
+    pictures = [Image.open(io.BytesIO(sheet)) for sheet in sheets]
+    whole = Image.new("RGB", (max(p.width for p in pictures), sum(p.height for p in pictures)), (90, 90, 90))
+    at = 0
+    for picture in pictures:
+        whole.paste(picture, (0, at))
+        at += picture.height
+    held = io.BytesIO()
+    whole.save(held, "PNG")
+    return held.getvalue()

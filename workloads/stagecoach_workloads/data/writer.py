@@ -11,7 +11,8 @@ import json
 import multiprocessing
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
@@ -79,9 +80,17 @@ def say_nothing(done: int, units: int) -> None:
 
 
 def write_dataset(
-    store: Store, settings: WriteSettings, *, units: int, job: Job, on_unit: Callable[[int, int], None] = say_nothing
+    store: Store,
+    settings: WriteSettings,
+    *,
+    units: int,
+    job: Job,
+    on_unit: Callable[[int, int], None] = say_nothing,
+    pool: Executor | None = None,
 ) -> DatasetManifest:
     """Writes the dataset below `store` and returns its manifest; a dataset finished by the same recipe is returned as it is.
+
+    Units run in `pool`, or in one of `settings.workers` processes that lives as long as this call.
 
     Raises ConfigError when something else stands there, DataError when the rejected rows are over `reject_budget` or nothing is left.
     """
@@ -95,7 +104,7 @@ def write_dataset(
             receipts[unit] = receipt
     _check_budget(receipts, settings)
     on_unit(len(receipts), units)
-    for receipt in _run_units(store, settings, [unit for unit in range(units) if unit not in receipts], job):
+    for receipt in _run_units(store, settings, [unit for unit in range(units) if unit not in receipts], job, pool):
         receipts[receipt.unit] = receipt
         _check_budget(receipts, settings)
         on_unit(len(receipts), units)
@@ -119,21 +128,25 @@ def _made_by(settings: WriteSettings) -> str:
     return f"{settings.made_by} ({settings.recipe_digest[:16]})"
 
 
-def _run_units(store: Store, settings: WriteSettings, units: Sequence[int], job: Job) -> Iterator[Receipt]:
-    """Receipts in the order in which units finish."""
-    if settings.workers <= 1 or len(units) <= 1:
+def _run_units(store: Store, settings: WriteSettings, units: Sequence[int], job: Job, pool: Executor | None) -> Iterator[Receipt]:
+    """Receipts in the order in which units were given."""
+    if (pool is None and settings.workers <= 1) or len(units) <= 1:
         for unit in units:
             yield write_unit(store, settings, unit, job)
         return
-    context = multiprocessing.get_context("spawn")  # never fork once a store was used
-    with ProcessPoolExecutor(min(settings.workers, len(units)), mp_context=context) as pool:
-        futures: list[Future[Receipt]] = [pool.submit(write_unit, store, settings, unit, job) for unit in units]
+    with nullcontext(pool) if pool else spawn_pool(min(settings.workers, len(units))) as workers:
+        futures: list[Future[Receipt]] = [workers.submit(write_unit, store, settings, unit, job) for unit in units]
         try:
             for future in futures:
                 yield future.result()
         finally:
             for future in futures:
                 future.cancel()
+
+
+def spawn_pool(workers: int) -> ProcessPoolExecutor:
+    """Processes that share nothing with this one: never fork once a store was used."""
+    return ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
 
 
 def write_unit(store: Store, settings: WriteSettings, unit: int, job: Job) -> Receipt:

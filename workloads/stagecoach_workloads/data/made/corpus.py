@@ -6,6 +6,8 @@
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +21,7 @@ from stagecoach_workloads.data.made.draw import Brush
 from stagecoach_workloads.data.made.level import PROFILES, SPLITS, Level, Profile, stream
 from stagecoach_workloads.data.made.task import Case, Task, baselines, boxes_of
 from stagecoach_workloads.data.samples import Sample
-from stagecoach_workloads.data.writer import WriteSettings, write_dataset
+from stagecoach_workloads.data.writer import WriteSettings, spawn_pool, write_dataset
 
 CORPUS_KEY = "corpus.json"
 TOKENIZER_KEY = "tokenizer.json"
@@ -72,7 +74,7 @@ class Corpus(Stored):
 
 @dataclass(frozen=True)
 class MakeJob:
-    """Samples of one dataset and split; unit u makes samples u * profile.unit and on. Sample n depends on (seed, dataset, split, n) alone."""
+    """Samples of one dataset and split; unit u makes `profile.unit` of them. Sample n depends on (seed, dataset, split, n) alone."""
 
     profile_name: str
     dataset: str
@@ -145,30 +147,36 @@ def make_corpus(
     only: Sequence[str] = (),
     on_progress: Callable[[str, int, int], None] | None = None,
 ) -> Corpus:
-    """Makes (or finishes) the corpus at `uri`. Raises ConfigError for an unknown profile or dataset, or when another corpus stands there."""
+    """Makes (or finishes) the corpus at `uri`. Raises ConfigError for an unknown profile or dataset, or when another stands there."""
     names = _names(profile, only)
     store = open_store(uri)
     wanted = _corpus(profile, seed, names)
     _check_free(store, wanted)
-    for name in names:
-        for split in SPLITS:
-            job = MakeJob(profile, name, split, seed)
-            settings = WriteSettings(
-                kind=DATASETS[name][0],
-                recipe={"made": name, "split": split, "profile": profile, "seed": seed, "version": 1},
-                licence="Apache-2.0",
-                made_by=f"stagecoach data make {__version__}",
-                workers=workers,
-            )
-            label = f"{name}/{split}"
-            report = (lambda done, units, label=label: on_progress(label, done, units)) if on_progress else None
-            write_dataset(store.child(label), settings, units=job.units, job=job, **({"on_unit": report} if report else {}))
+    with spawn_pool(workers) if workers > 1 else nullcontext() as pool:
+        for name in names:
+            for split in SPLITS:
+                _make_dataset(store.child(f"{name}/{split}"), MakeJob(profile, name, split, seed), pool, on_progress)
     from stagecoach_workloads.data.tokens import count_corpus_tokens, train_corpus_tokenizer
 
     train_corpus_tokenizer(store, wanted)
     count_corpus_tokens(store, wanted)
     store.publish(CORPUS_KEY, encode(wanted))
     return wanted
+
+
+def _make_dataset(store: Store, job: MakeJob, pool: Executor | None, on_progress: Callable[[str, int, int], None] | None) -> None:
+    settings = WriteSettings(
+        kind=DATASETS[job.dataset][0],
+        recipe={"made": job.dataset, "split": job.split, "profile": job.profile_name, "seed": job.seed, "version": 1},
+        licence="Apache-2.0",
+        made_by=f"stagecoach data make {__version__}",
+    )
+
+    def report(done: int, units: int) -> None:
+        if on_progress:
+            on_progress(f"{job.dataset}/{job.split}", done, units)
+
+    write_dataset(store, settings, units=job.units, job=job, on_unit=report, pool=pool)
 
 
 def _names(profile: str, only: Sequence[str]) -> list[str]:

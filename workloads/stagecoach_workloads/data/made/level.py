@@ -43,7 +43,7 @@ class Profile:
 _EASY = Level(size=48, page=64, grid=2, colours=4, shapes=3, most=4, words=40, numbers=5, frames=8)
 PROFILES = {
     "tiny": Profile(level=_EASY, train=120, held_out=24, unit=60),
-    "demo": Profile(level=_EASY, train=2000, held_out=240),
+    "demo": Profile(level=_EASY, train=1200, held_out=240, unit=300),
     "learn": Profile(
         level=Level(size=64, page=96, grid=3, colours=6, shapes=5, most=6, words=200, numbers=10, frames=8),
         train=12_000,

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from itertools import pairwise, product
+from typing import ClassVar
 
 from stagecoach_workloads.data.made.draw import Brush, Picture, draw_shape
 from stagecoach_workloads.data.made.level import Level, in_split, words
@@ -82,7 +83,7 @@ class Direction(Task):
     """Video: where a shape moves to."""
 
     category = "direction"
-    MOVES = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
+    MOVES: ClassVar = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 
     def cases(self, level: Level, split: str) -> Sequence[Case]:
         return [Case(f"Where does the {s} move?", move, (s, move)) for s in shapes(level) for move in self.MOVES]

@@ -1,0 +1,246 @@
+"""`stagecoach data ...`: make, convert, index, verify, inspect, stats, plan. Results to stdout, progress and narration to stderr."""
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from stagecoach.contract.plan import StagePlan
+
+as_json_option = click.option("--json", "as_json", is_flag=True, help="One JSON value on stdout and nothing else.")
+
+
+@click.group("data")
+def data_group() -> None:
+    """Datasets: made, converted, indexed, verified, looked at, planned."""
+
+
+@data_group.command("make")
+@click.argument("uri")
+@click.option("--profile", default="tiny", show_default=True, help="tiny, demo, learn or bench: how much, and how hard.")
+@click.option("--seed", default=0, show_default=True, help="Equal seeds give equal bytes.")
+@click.option("--only", metavar="NAME,...", help="These datasets alone.")
+@click.option("--workers", default=2, show_default=True, type=click.IntRange(1, 256), help="Processes.")
+@as_json_option
+def make_command(uri: str, profile: str, seed: int, only: str | None, workers: int, as_json: bool) -> None:
+    """Makes the corpus with known answers at URI: training, validation and test data for every stage, with no download.
+
+    Run again after a kill, it goes on; what is finished is left alone. With --json: what corpus.json says.
+    """
+    from stagecoach.contract.records import to_plain
+    from stagecoach_workloads.data.made.corpus import make_corpus
+
+    with progress("making") as report:
+        corpus = make_corpus(
+            as_uri(uri), profile=profile, seed=seed, workers=workers, only=tuple(only.split(",")) if only else (), on_progress=report
+        )
+    if as_json:
+        print_json(to_plain(corpus))
+        return
+    click.echo(f"{as_uri(uri)}: profile {corpus.profile}, seed {corpus.seed}, {len(corpus.datasets)} datasets")
+    for name, tasks in corpus.baselines.items():
+        scores = ", ".join(f"{task} (chance {base.chance:.2f}, blind {base.blind:.2f})" for task, base in tasks.items())
+        click.echo(f"  {name}: {scores}")
+
+
+@data_group.command("index")
+@click.argument("uri")
+@click.option("--tokenizer", required=True, metavar="URI", help="A Hugging Face tokenizer.json.")
+@click.option("--template", "templates", multiple=True, help="plain, llava or phi3; repeatable. All three without it.")
+def index_command(uri: str, tokenizer: str, templates: tuple[str, ...]) -> None:
+    """Counts the tokens of every sample of the dataset at URI, for planning. Kept beside the index, once per tokenizer and template."""
+    from stagecoach.errors import ConfigError
+    from stagecoach_workloads.data.dataset import open_dataset
+    from stagecoach_workloads.data.plan.open import read_tokenizer
+    from stagecoach_workloads.data.templates import TEMPLATES
+    from stagecoach_workloads.data.tokens import count_tokens, read_counts
+
+    unknown = [name for name in templates if name not in TEMPLATES]
+    if unknown:
+        raise ConfigError(f"--template {unknown[0]}: no such template; there are {', '.join(TEMPLATES)}")
+    dataset, reader = open_dataset(as_uri(uri)), read_tokenizer(as_uri(tokenizer))
+    count_tokens(dataset, reader, templates or TEMPLATES)
+    for name in templates or TEMPLATES:
+        total = int(read_counts(dataset, reader, name).runs.sum())
+        click.echo(f"{dataset.uri}: {total:,} text tokens in {len(dataset):,} samples under template {name}")
+
+
+@data_group.command("verify")
+@click.argument("uri")
+@as_json_option
+def verify_command(uri: str, as_json: bool) -> None:
+    """Reads every byte of the dataset (or of all datasets of a made corpus) and names every damaged sample. Exit 1 when there is damage."""
+    from dataclasses import asdict
+
+    from stagecoach.storage import open_store
+    from stagecoach_workloads.data.verify import verify_dataset
+
+    found: list[dict[str, Any]] = []
+    addresses = dataset_uris(as_uri(uri))
+    with progress("verifying") as report:
+        for done, address in enumerate(addresses):
+            report(address, done, len(addresses))
+            found += [{"dataset": address, **asdict(damage)} for damage in verify_dataset(open_store(address))]
+    if as_json:
+        print_json({"datasets": len(addresses), "damage": found})
+    for damage in found if not as_json else []:
+        where = f"sample {damage['sample']}" if damage["sample"] else "the whole"
+        click.echo(f"{damage['dataset']}/{damage['key']}: {where}: {damage['says']}")
+    if not as_json:
+        click.echo(
+            f"{len(addresses)} dataset(s): {len(found)} finding(s)" if found else f"{len(addresses)} dataset(s): every byte is as written"
+        )
+    sys.exit(1 if found else 0)
+
+
+@data_group.command("inspect")
+@click.argument("uri")
+@click.option("--samples", default=24, show_default=True, type=click.IntRange(1, 500), help="How many, spread evenly.")
+@click.option("--out", metavar="FILE", help="A .png or .html file; without it contact-sheet.png in the current folder.")
+def inspect_command(uri: str, samples: int, out: str | None) -> None:
+    """Writes a contact sheet: samples with their text, boxes drawn. Of a made corpus: some of every dataset. Prints the file's path."""
+    from stagecoach_workloads.data.dataset import open_dataset
+    from stagecoach_workloads.data.inspect import contact_sheet, html_sheet, pick, stack
+
+    path = Path(out or "contact-sheet.png")
+    if path.suffix not in (".png", ".html"):
+        raise click.UsageError(f"--out {out}: a sheet is a .png or an .html file")
+    addresses = [address for address in dataset_uris(as_uri(uri)) if not address.endswith(("/validation", "/test"))] or dataset_uris(
+        as_uri(uri)
+    )
+    each = max(1, samples // len(addresses))
+    datasets = [open_dataset(address) for address in addresses]
+    if path.suffix == ".html":
+        path.write_bytes(b"".join(html_sheet(dataset, pick(len(dataset), each)) for dataset in datasets))
+    else:
+        path.write_bytes(stack([contact_sheet(dataset, pick(len(dataset), each)) for dataset in datasets]))
+    click.echo(path.resolve())
+
+
+@data_group.command("stats")
+@click.argument("uri")
+@as_json_option
+def stats_command(uri: str, as_json: bool) -> None:
+    """Counts, sizes, shares by category, from the index alone."""
+    from stagecoach_workloads.data.dataset import open_dataset
+    from stagecoach_workloads.data.stats import dataset_stats
+
+    found = [dataset_stats(open_dataset(address)) for address in dataset_uris(as_uri(uri))]
+    if as_json:
+        print_json(found)
+        return
+    for stats in found:
+        click.echo(f"{stats['uri']}: {stats['kind']}, {stats['samples']:,} samples, {stats['images']:,} images, {stats['bytes']:,} bytes "
+                   f"in {stats['shards']} shards, fingerprint {stats['fingerprint'][:16]}")  # fmt: skip
+        for name in ("chars_per_sample", "images_per_sample", "image_width", "image_height", "bytes_per_sample"):
+            if stats[name]:
+                click.echo(f"  {name}: " + ", ".join(f"{key} {value:g}" for key, value in stats[name].items()))
+        for name, share in stats["categories"].items():
+            click.echo(f"  {name}: {share['samples']:,} ({share['share']:.1%})")
+
+
+@data_group.command("plan")
+@click.argument("recipe")
+@click.option("--stage", required=True, help="The stage's name.")
+@click.option("--data", "data_uri", metavar="URI", help="Root of a made corpus, for datasets whose URI is not in the recipe.")
+@click.option("--steps", default="0:10", show_default=True, metavar="A:B", help="Steps A to B (excluded).")
+@click.option("--ranks", default=1, show_default=True, type=click.IntRange(1, 100_000))
+@click.option("--set", "settings", metavar="PATH=VALUE", multiple=True, help="Override a value of the recipe; repeatable.")
+@as_json_option
+def plan_command(recipe: str, stage: str, data_uri: str | None, steps: str, ranks: int, settings: tuple[str, ...], as_json: bool) -> None:
+    """Which samples each step of a stage reads: hashes, fill, load by rank. `batch_hash` knows neither ranks nor workers."""
+    from stagecoach_workloads.data.plan.open import open_data
+
+    first, last = parse_steps(steps)
+    opened = open_data(resolve_stage(recipe, stage, settings), data=as_uri(data_uri) if data_uri else None)
+    found = [opened.plan.describe(step, ranks) for step in range(first, last)]
+    rows = [row for step in range(first, last) for row in opened.plan.batch(step)]
+    shares = opened.plan.shares(rows)
+    if as_json:
+        print_json({"steps": found, "shares": shares, "dropped": opened.plan.dropped})
+        return
+    for item in found:
+        load = item["load_by_rank"]
+        click.echo(f"step {item['step']}: {item['batch_hash']}, {item['rows']} rows, {item['fill']:.1%} filled, {item['images']} images, "
+                   f"{min(load)} to {max(load)} a rank")  # fmt: skip
+    unit = "rows" if opened.stage.data.mixture.unit == "rows" else "samples"
+    click.echo(f"shares of {unit}: " + ", ".join(f"{name} {share:.1%}" for name, share in shares[unit].items()))
+    if opened.plan.dropped:
+        click.echo(f"{opened.plan.dropped} documents larger than a row were dropped")
+
+
+def resolve_stage(recipe: str, stage: str, settings: tuple[str, ...]) -> "StagePlan":
+    """The stage of a recipe, as `stagecoach plan --json` prints it: this room meets recipes in data only."""
+    import subprocess
+    from dataclasses import fields
+
+    from stagecoach.contract.plan import StagePlan
+    from stagecoach.contract.records import validate
+    from stagecoach.errors import ConfigError
+
+    overrides = [part for setting in settings for part in ("--set", setting)]
+    done = subprocess.run(
+        [sys.executable, "-m", "stagecoach.cli", "plan", recipe, "--json", *overrides], capture_output=True, text=True, check=False
+    )
+    try:
+        stages = {item["name"]: item for item in json.loads(done.stdout)["stages"]}
+    except ValueError:
+        raise ConfigError(done.stderr.strip().removeprefix("stagecoach: ") or f"recipe {recipe} could not be resolved") from None
+    if stage not in stages:
+        raise ConfigError(f"--stage {stage}: {recipe} has {', '.join(stages)}")
+    known = {field.name for field in fields(StagePlan)}
+    return validate(StagePlan, {key: value for key, value in stages[stage].items() if key in known}, where=f"{recipe} {stage}")
+
+
+def parse_steps(text: str) -> tuple[int, int]:
+    """ "A:B" as numbers."""
+    first, colon, last = text.partition(":")
+    if not (colon and first.isdigit() and last.isdigit() and int(first) < int(last)):
+        raise click.UsageError(f"--steps {text}: two numbers A:B with A < B, like 0:10")
+    return int(first), int(last)
+
+
+def dataset_uris(uri: str) -> list[str]:
+    """The dataset at the URI, or every dataset of the made corpus there. Raises DataError when there is neither."""
+    from stagecoach.storage import open_store
+    from stagecoach_workloads.data.made.corpus import CORPUS_KEY, read_corpus
+
+    store = open_store(uri)
+    if not store.exists(CORPUS_KEY):
+        return [uri]
+    corpus = read_corpus(store)
+    return [store.uri_of(folder) for split in (corpus.datasets, corpus.validation, corpus.test) for folder in split.values()]
+
+
+def as_uri(text: str) -> str:
+    """A path typed at a keyboard is a file."""
+    return text.rstrip("/") if "://" in text else Path(text).resolve().as_uri()
+
+
+@contextmanager
+def progress(doing: str) -> Iterator[Callable[[str, int, int], None]]:
+    """A progress bar on stderr: the yielded function takes what, done, of."""
+    from rich.console import Console
+    from rich.progress import Progress, TaskID
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        known: dict[str, TaskID] = {}
+
+        def report(what: str, done: int, of: int) -> None:
+            if what not in known:
+                for task in known.values():
+                    bar.remove_task(task)
+                known.clear()
+                known[what] = bar.add_task(f"{doing} {what}", total=of)
+            bar.update(known[what], completed=done, total=of)
+
+        yield report
+
+
+def print_json(value: object) -> None:
+    click.echo(json.dumps(value, sort_keys=True, indent=1, ensure_ascii=False))

@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from stagecoach.contract.plan import Image, Model, Moe
 from stagecoach.errors import DataError
+from stagecoach_workloads.models.attention import build_row_mask
 from stagecoach_workloads.models.build import build_model
 from stagecoach_workloads.models.loss import IGNORE_INDEX
 from stagecoach_workloads.models.multimodal import MultimodalModel
@@ -196,6 +197,28 @@ def test_checkpointing_and_compile_give_equal_results(variant: str, tiny_model: 
     for block, forward in zip(blocks, plain, strict=True):
         block.forward = torch.compile(forward, backend="aot_eager")
     assert_same(run(model, batch, 16), expected)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+def test_packed_batches_of_different_documents_compile_once(tiny_model: Callable[..., Model]) -> None:
+    torch.compiler.reset()
+    model, graphs = lively(tiny_model()).decoder, 0
+
+    def count(graph: torch.fx.GraphModule, _inputs: object) -> Callable[..., Any]:
+        nonlocal graphs
+        graphs += 1
+        return graph.forward
+
+    for block in model.blocks:
+        block.forward = torch.compile(block.forward, backend=count)
+    after_first = None
+    for _ in range(12):
+        ids = (torch.rand(2, 32) < 0.2).cumsum(1)
+        ids[0, -3:] = -1
+        mask = build_row_mask(ids, length=32)
+        model(torch.randn(2, 32, 32), torch.arange(32).expand(2, 32), mask)
+        after_first = after_first or graphs
+    assert graphs - after_first <= 2
 
 
 def assert_same(actual: tuple[Tensor, dict[str, Tensor]], expected: tuple[Tensor, dict[str, Tensor]]) -> None:

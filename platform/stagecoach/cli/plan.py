@@ -22,8 +22,8 @@ def recipes_command(as_json: bool) -> None:
 @click.argument("recipe")
 @click.option("--set", "settings", metavar="PATH=VALUE", multiple=True, help="Override a value; repeatable. See below.")
 @click.option("--hardware", metavar="NAME", help="Cost all stages for h100, h200 or cpu instead of the recipe's own.")
-@click.option("--grace", "grace_s", metavar="SECONDS", type=click.FloatRange(min=0, min_open=True), default=30.0, show_default=True,
-              help="Grace period of the cluster, which a save is held against.")  # fmt: skip
+@click.option("--grace", "grace_s", metavar="SECONDS", type=click.FloatRange(min=0, min_open=True),
+              help="Grace period of the cluster, which a save is held against; default: the site's.")  # fmt: skip
 @click.option("--sources", "with_sources", is_flag=True, help="Where every value comes from, with its grade.")
 @click.option("--diff", "other", metavar="RECIPE", help="What differs from another recipe (or from the same one without --set).")
 @click.option("--json", "as_json", is_flag=True, help="One JSON value on stdout and nothing else.")
@@ -33,7 +33,7 @@ def plan_command(
     recipe: str,
     settings: tuple[str, ...],
     hardware: str | None,
-    grace_s: float,
+    grace_s: float | None,
     with_sources: bool,
     other: str | None,
     as_json: bool,
@@ -54,6 +54,7 @@ def plan_command(
     from stagecoach.cli import plan_tables as tables
     from stagecoach.recipes.report import exit_code, plan_json, report
     from stagecoach.recipes.resolve import resolve
+    from stagecoach.site import load_site
 
     if with_sources and other is not None:
         raise click.UsageError("--sources and --diff are two questions; ask one at a time")
@@ -64,7 +65,7 @@ def plan_command(
     if with_sources:
         tables.print_sources(resolved, as_json=as_json)
         return
-    reports = report(resolved, grace_s=grace_s)
+    reports = report(resolved, grace_s=load_site().grace_s if grace_s is None else grace_s)
     if as_json:
         tables.print_json(plan_json(resolved, reports))
     else:

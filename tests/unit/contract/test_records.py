@@ -64,7 +64,11 @@ def test_what_is_no_object_is_refused_with_its_uri(body: bytes) -> None:
         ("init.kind", "copied", "`init` = "),
         ("batch.size", True, "`batch.size` = true: must be a valid integer"),
         ("batch.size", 2.5, "`batch.size` = 2.5: must be a valid integer"),
-        ("data.datasets.0.stats.samplez", 1, "unknown key `data.datasets.captions.stats.samplez`; did you mean `data.datasets.captions.stats.samples`?"),
+        (
+            "data.datasets.0.stats.samplez",
+            1,
+            "unknown key `data.datasets.captions.stats.samplez`; did you mean `data.datasets.captions.stats.samples`?",
+        ),
         ("checkpoint.keep", 1, "`checkpoint.keep` = 1: must be greater than or equal to 2"),
     ],
 )

@@ -90,7 +90,7 @@ def explain_job(job: JobFacts, *, run: str) -> Explanation:
     if not job.attempts and not job.submissions:
         return base
     if job.attempts and not job.is_live and base.without_progress >= MAX_ATTEMPTS_WITHOUT_PROGRESS:
-        return replace(base, cause=Cause.NO_PROGRESS, next=Next.CHANGE, exit_code=int(ExitCode.NO_PROGRESS))
+        return gave_up(base, job)
     newest = job.submissions[-1] if job.submissions else None
     if newest is not None and newest.claim.submission > _submission_of(job):
         return pending(base, job, newest)
@@ -126,16 +126,34 @@ def known_of(job: JobFacts, run: str) -> Explanation:
 
 def count_without_progress(attempts: Sequence[AttemptFacts]) -> int:
     """Counted attempts (exit 75) in a row, newest first, that committed nothing past the step they resumed from. One that was stopped
-    by the platform neither counts nor breaks the row."""
+    by the platform neither counts nor breaks the row; the one in which a supervisor gave up (44) ends what came before it."""
     count = 0
     for attempt in reversed(attempts):
         if attempt.end is None or attempt.end.exit_code == ExitCode.STOPPED:
+            continue
+        if attempt.end.kind == "no_progress" and attempt is attempts[-1]:
             continue
         resumed_from = attempt.start.resumed_from_step if attempt.start else 0
         if attempt.end.exit_code != ExitCode.RETRY or attempt.end.committed_step > resumed_from:
             break
         count += 1
     return count
+
+
+def gave_up(base: Explanation, job: JobFacts) -> Explanation:
+    """Too many attempts without a commit. A supervisor that gives up ends an attempt that never ran: what matters is how the one before
+    it failed."""
+    said = replace(base, cause=Cause.NO_PROGRESS, next=Next.CHANGE, exit_code=int(ExitCode.NO_PROGRESS))
+    failed = [one.end for one in job.attempts if one.end is not None and one.end.kind != "no_progress"][-1]
+    return replace(
+        said,
+        step=failed.step,
+        committed_step=failed.committed_step,
+        steps_lost=steps_lost(failed),
+        rank=failed.first_failed_rank,
+        node=failed.first_failed_node,
+        message=failed.message,
+    )
 
 
 def pending(base: Explanation, job: JobFacts, submission: SubmissionFacts) -> Explanation:

@@ -337,6 +337,19 @@ def crashed_and_out_of_attempts(root: str) -> None:
 
 
 @case(
+    "r1, stage pretrain: gave up (exit code 44) after 3 attempts in a row that committed nothing new, the last one failed at step 25 on "
+    "rank 1 (gpu-0): ZeroDivisionError: sample s-17; 5 steps after the commit at step 20 are lost; "
+    "it is not retried: mend what fails and start it again.",
+    cause="no_progress", next="change", exit_code=44, attempt=5, attempts=5, without_progress=3, steps_lost=5, rank=1, node="gpu-0",
+)  # fmt: skip
+def gave_up_in_an_attempt_of_its_own(root: str) -> None:
+    crashed_and_out_of_attempts(root)
+    book = write_run(root, "r1", "pretrain")[0]
+    book.start(5, resumed_from_step=20)
+    book.end(5, "no_progress", 44, step=20, committed_step=20, message="attempts 2, 3, 4 committed nothing past step 20; the last one: …")
+
+
+@case(
     "r1, stage pretrain: attempt 1 hung at step 130 on rank 2 (gpu-1): step did not move for 60 s in phase data_wait; "
     "10 steps after the commit at step 120 are lost; its supervisor starts attempt 2 in place, from step 120.",
     cause="hung", next="restart_in_place", rank=2, node="gpu-1", stack="read (s3.py:40)\nnext_batch (stream.py:12)",

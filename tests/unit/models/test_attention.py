@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from stagecoach.errors import ConfigError
-from stagecoach_workloads.models.attention import PADDING_DOCUMENT, attend, build_row_mask, document_starts
+from stagecoach_workloads.models.attention import PADDING_DOCUMENT, RowMask, flex_mask, attend, build_row_mask, document_starts
 
 
 def oracle(q_BTHK: Tensor, k_BTGK: Tensor, v_BTGK: Tensor, ids_BT: Tensor, window: int | None) -> Tensor:
@@ -51,3 +51,16 @@ def test_document_starts_have_few_lengths() -> None:
     assert starts.shape == (65,)
     assert starts[7:].eq(8).all()  # empty documents
     assert document_starts(torch.arange(200)[None]).shape == (257,)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+@pytest.mark.parametrize("window", [None, 4])
+def testflex_masks_equal_the_oracle_inside_a_compiled_block(window: int | None) -> None:
+    """The forward pass alone runs on CPU; tests/gpu has both directions."""
+    ids_BT = torch.tensor([[0] * 50 + [1] * 60 + [PADDING_DOCUMENT] * 18, [0] * 128])
+    q, k, v = torch.randn(2, 128, 4, 16), torch.randn(2, 128, 2, 16), torch.randn(2, 128, 2, 16)
+    mask = RowMask(backend="flex", blocks=flex_mask(ids_BT, window))
+    torch.compiler.reset()
+    with torch.no_grad():
+        out = torch.compile(attend, backend="aot_eager")(q, k, v, mask)
+    assert (out - attend(q, k, v, build_row_mask(ids_BT, window=window, length=128))).abs().max() < 1e-5

@@ -53,7 +53,8 @@ def build_row_mask(document_ids_BT: Tensor | None, *, window: int | None = None,
     if document_ids_BT.device.type != "cuda":
         raise ConfigError(f"attention backend {backend!r} runs on CUDA only and the batch is on {document_ids_BT.device}; use 'sdpa'")
     if backend == "flex":
-        return RowMask(backend="flex", real_BT=real_BT, blocks=_flex_mask(document_ids_BT, window), window=window)
+        return RowMask(backend="flex", real_BT=real_BT, blocks=flex_mask(document_ids_BT, window), window=window)
+    _find_varlen()
     starts = document_starts(document_ids_BT)
     return RowMask(backend="varlen", real_BT=real_BT, starts=starts, longest=document_ids_BT.shape[1], window=window)
 
@@ -86,7 +87,7 @@ def attend(q_BTHK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor, mask: RowMask) -> Ten
     q, k, v = q_BTHK.transpose(1, 2), k_BSGK.transpose(1, 2), v_BSGK.transpose(1, 2)
     grouped = q.shape[1] != k.shape[1]
     if mask.backend == "flex":
-        out = _compiled_flex()(q, k, v, block_mask=mask.blocks, enable_gqa=grouped)
+        out = _flex(q, k, v, mask, grouped)
     elif mask.dense_B1TS is None:
         out = F.scaled_dot_product_attention(q, k, v, is_causal=q.shape[2] == k.shape[2] > 1, enable_gqa=grouped)
     else:
@@ -111,7 +112,17 @@ def _compiled_flex() -> Any:
     return torch.compile(flex_attention, dynamic=False)  # uncompiled, it materialises all scores
 
 
-def _flex_mask(document_ids_BT: Tensor, window: int | None) -> Any:
+def _flex(q: Tensor, k: Tensor, v: Tensor, mask: RowMask, grouped: bool) -> Tensor:
+    """Compiled on its own, or as part of a block that is being compiled."""
+    from torch.nn.attention.flex_attention import flex_attention
+
+    if torch.compiler.is_compiling():
+        return flex_attention(q, k, v, block_mask=mask.blocks, enable_gqa=grouped)
+    return _compiled_flex()(q, k, v, block_mask=mask.blocks, enable_gqa=grouped)
+
+
+def flex_mask(document_ids_BT: Tensor, window: int | None) -> Any:
+    """The block mask of packed rows: made anew for each batch, never compiled into a graph."""
     from torch.nn.attention.flex_attention import create_block_mask
 
     B, T = document_ids_BT.shape
@@ -123,17 +134,24 @@ def _flex_mask(document_ids_BT: Tensor, window: int | None) -> Any:
     return create_block_mask(seen, B, None, T, T, device=document_ids_BT.device)
 
 
-@cache
-def _varlen_call() -> tuple[Any, frozenset[str]]:
+_varlen_attn: Any = None
+_varlen_knows: frozenset[str] = frozenset()
+
+
+def _find_varlen() -> None:
+    """Looks once for the function and what this torch's version of it can do: outside the layers, which may be compiled."""
+    global _varlen_attn, _varlen_knows
+    if _varlen_attn is not None:
+        return
     try:
         from torch.nn.attention.varlen import varlen_attn
     except ImportError as missing:
         raise ConfigError(f"attention backend 'varlen' needs torch >= 2.10, this is {torch.__version__}; use 'flex'") from missing
-    return varlen_attn, frozenset(inspect.signature(varlen_attn).parameters)
+    _varlen_attn, _varlen_knows = varlen_attn, frozenset(inspect.signature(varlen_attn).parameters)
 
 
 def _varlen(q_BTHK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor, mask: RowMask) -> Tensor:
-    call, known = _varlen_call()
+    known = _varlen_knows
     options: dict[str, Any] = {}
     if "window_size" in known:
         options["window_size"] = (-1 if mask.window is None else mask.window - 1, 0)
@@ -148,5 +166,5 @@ def _varlen(q_BTHK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor, mask: RowMask) -> Te
             repeats = q_BTHK.shape[2] // k_BSGK.shape[2]
             k_BSGK, v_BSGK = k_BSGK.repeat_interleave(repeats, 2), v_BSGK.repeat_interleave(repeats, 2)
     flat = [x.flatten(0, 1) for x in (q_BTHK, k_BSGK, v_BSGK)]
-    out = call(*flat, mask.starts, mask.starts, mask.longest, mask.longest, **options)
+    out = _varlen_attn(*flat, mask.starts, mask.starts, mask.longest, mask.longest, **options)
     return out.view(q_BTHK.shape)

@@ -117,7 +117,7 @@ def rank_row(rank: RankReport, problems: tuple[Problem, ...]) -> Row:
         number(rank.matmul, "gflops", ",.1f"),
         number(rank.matmul, "relative", ".0%"),
         number(rank.all_reduce, "gb_s", ".2f"),
-        f"{rank.clock.skew_s * 1000:+.0f}" if rank.clock and rank.clock.skew_s is not None else "-",
+        f"{round(rank.clock.skew_s * 1000):+d}" if rank.clock and rank.clock.skew_s is not None else "-",
         number(rank.memory, "free_gb", ".1f"),
         number(rank.disk, "free_gb", ".1f"),
         number(rank.shm, "free_gb", ".1f"),

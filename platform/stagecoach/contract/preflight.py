@@ -10,6 +10,7 @@ from typing import Literal
 from stagecoach.contract.plan import Count, Fraction, NotNegative, Positive, WholeNumber
 from stagecoach.contract.records import Record, Stored
 
+SAID = 8  # problems in the verdict; `problems` has all of them
 REPORT, PHASES = "report.json", "phases.json"
 Check = Literal["present", "device", "matmul", "all_reduce", "clock", "memory", "disk", "shm", "bucket"]
 Severity = Literal["broken", "slow"]
@@ -169,7 +170,9 @@ def verdict_of(problems: Sequence[Problem], *, world_size: int) -> str:
     """One line: fit, or every slow or broken rank by number and machine."""
     if not problems:
         return f"fit: {world_size} rank{'s' if world_size > 1 else ''} checked, none slow, none broken"
-    return "not fit: " + "; ".join(f"{_who(problem)} {problem.severity} ({problem.check}): {problem.says}" for problem in problems)
+    said = [f"{_who(problem)} {problem.severity} ({problem.check}): {problem.says}" for problem in problems]
+    more = [f"and {len(said) - SAID} problems more"] if len(said) > SAID else []
+    return "not fit: " + "; ".join(said[:SAID] + more)
 
 
 def _who(problem: Problem) -> str:

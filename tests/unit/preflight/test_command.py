@@ -54,6 +54,12 @@ def test_the_report_reads_back() -> None:
     assert decode(PreflightReport, encode(report), uri="report.json") == report
 
 
+def test_the_verdict_stays_a_line_when_every_rank_has_a_problem() -> None:
+    verdict = verdict_of([replace(SLOW, rank=rank) for rank in range(20)], world_size=20)
+    assert verdict.startswith("not fit: rank 0 on gpu-7 is slow")
+    assert verdict.endswith("; and 12 problems more")
+
+
 def test_progress_groups_ranks_by_phase() -> None:
     assert by_phase({"0": "matmul", "2": "matmul", "1": "matmul", "10": "bucket"}) == "matmul: ranks 0-2; bucket: rank 10"
 

@@ -142,7 +142,7 @@ def _build_file_system(settings: StoreSettings) -> Any:
 
 def _session() -> Any:
     """A session that reads the credentials anew. All share what botocore knows of S3, or each would parse it for 0.1 s."""
-    import aiobotocore.session  # type: ignore[import-untyped]
+    import aiobotocore.session
 
     session = aiobotocore.session.AioSession()
     session.register_component("data_loader", _service_models())
@@ -151,6 +151,6 @@ def _session() -> Any:
 
 @functools.cache
 def _service_models() -> Any:
-    from botocore.loaders import create_loader  # type: ignore[import-untyped]
+    from botocore.loaders import create_loader
 
     return create_loader()

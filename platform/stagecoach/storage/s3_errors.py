@@ -127,7 +127,7 @@ def _retry_after(response: Mapping[str, Any]) -> float | None:
 
 
 def _translate_failure(error: BaseException, verb: str, bucket: str, settings: StoreSettings) -> BaseException:
-    from botocore import exceptions as boto  # type: ignore[import-untyped]
+    from botocore import exceptions as boto
 
     where, says = endpoint(), redact(str(error)) or type(error).__name__
     if isinstance(error, boto.NoCredentialsError | boto.PartialCredentialsError | boto.CredentialRetrievalError):

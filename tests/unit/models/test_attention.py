@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from stagecoach.errors import ConfigError
-from stagecoach_workloads.models.attention import PADDING_DOCUMENT, RowMask, flex_mask, attend, build_row_mask, document_starts
+from stagecoach_workloads.models.attention import PADDING_DOCUMENT, RowMask, attend, build_row_mask, document_starts, flex_mask
 
 
 def oracle(q_BTHK: Tensor, k_BTGK: Tensor, v_BTGK: Tensor, ids_BT: Tensor, window: int | None) -> Tensor:

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-import torch.nn.functional as F
+import torch.nn.functional as F  # noqa: N812
 
 from stagecoach_workloads.models.loss import IGNORE_INDEX, chunked_cross_entropy, chunked_log_probs
 

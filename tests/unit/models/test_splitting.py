@@ -1,11 +1,14 @@
 """Tiles: the grids against literal readings of the papers, and boxes there and back."""
 
+import io
 import random
 import subprocess
 import sys
 from dataclasses import replace
 from fractions import Fraction
 
+import numpy as np
+import PIL.Image
 import pytest
 import torch
 from hypothesis import given
@@ -14,8 +17,9 @@ from hypothesis import strategies as st
 from stagecoach.contract.plan import Image, Split
 from stagecoach.costs.tiles import choose_grid, grids
 from stagecoach.errors import DataError
+from stagecoach_workloads.data.work.pixels import tiles_of
 from stagecoach_workloads.models.splitting import Tiling, plan_tiles
-from stagecoach_workloads.models.tiles import cut_tiles, join_tiles, tile_regions
+from stagecoach_workloads.models.tiles import join_tiles
 
 DYNAMIC = Split(kind="dynamic", min_tiles=4, max_tiles=9, overview="after", indicators="index")
 STATIC = Split(kind="static", rows=2, columns=2, overview="before")
@@ -130,46 +134,48 @@ def test_padding_and_regions_add_up_on_every_grid() -> None:
         assert abs(left - (tiling.canvas.width - right)) <= 1  # centred
 
 
+def png(image_HWC: np.ndarray) -> bytes:
+    found = io.BytesIO()
+    PIL.Image.fromarray(image_HWC).save(found, "PNG")
+    return found.getvalue()
+
+
 def test_a_drawn_box_is_where_it_was_after_cutting_and_joining() -> None:
     for tiling in every_tiling()[::3]:
         if min(tiling.width, tiling.height) < 4:
             continue
-        image = torch.zeros(3, tiling.height, tiling.width, dtype=torch.uint8)
+        image = np.zeros((tiling.height, tiling.width, 3), np.uint8)
         box = (tiling.width // 4, tiling.height // 4, tiling.width // 2 + 1, tiling.height // 2 + 1)
-        image[:, box[1] : box[3], box[0] : box[2]] = 255
-        tiles = cut_tiles(image, tiling)
+        image[box[1] : box[3], box[0] : box[2]] = 255
+        tiles = torch.from_numpy(tiles_of(png(image), tiling))
         assert tiles.shape == (len(tiling.tiles), 3, 16, 16)
+        left, top, right, bottom = tiling.canvas.inner
         joined = join_tiles(tiles, tiling)
-        whole = tiling.canvas.inner
-        assert joined.shape[1:] == (whole[3] - whole[1], whole[2] - whole[0])
+        assert joined.shape[1:] == (bottom - top, right - left)
         for tile, part in tiling.to_tiles(box):
-            x, y, right, bottom = (int(edge) for edge in ((part[0] + part[2]) / 2, (part[1] + part[3]) / 2, part[2], part[3]))
-            if part[2] - part[0] >= 4 and part[3] - part[1] >= 4:  # far enough from the edge, which bicubic resizing blurs
-                assert tiles[tiling.tiles.index(tile), 0, y, x] > 200, (tiling.grid, right, bottom)
-        regions = tile_regions(tiling)
-        for place, (t, x, b, r) in enumerate(regions.tolist()):
-            padding = tiles[place].clone()
-            padding[:, t:b, x:r] = 0
+            if part[2] - part[0] >= 4 and part[3] - part[1] >= 4:  # far enough from the edge, which resizing blurs
+                x, y = int((part[0] + part[2]) / 2), int((part[1] + part[3]) / 2)
+                assert tiles[tiling.tiles.index(tile), 0, y, x] > 200
+        for place, tile in enumerate(tiling.tiles):
+            padding, (x, y, right, bottom) = tiles[place].clone(), tile.region
+            padding[:, y:bottom, x:right] = 0
             assert not padding.any()
 
 
 def test_tiles_of_a_wide_grid_are_tiles_and_not_bands() -> None:
     tiling = plan_tiles(Image(size=4, split=replace(STATIC, overview="none"), fit="squash"), 8, 8)
-    image = torch.arange(64, dtype=torch.uint8).view(1, 8, 8).expand(3, 8, 8).contiguous()
-    tiles = cut_tiles(image, tiling)
-    assert torch.equal(tiles[1], image[:, :4, 4:])
-    assert torch.equal(join_tiles(tiles, tiling), image)
+    image = np.arange(64, dtype=np.uint8).reshape(8, 8, 1).repeat(3, 2)
+    tiles = torch.from_numpy(tiles_of(png(image), tiling))
+    whole = torch.from_numpy(image).permute(2, 0, 1)
+    assert torch.equal(tiles[1], whole[:, :4, 4:])
+    assert torch.equal(join_tiles(tiles, tiling), whole)
+    features = torch.arange(4.0).view(4, 1, 1, 1).expand(4, 5, 2, 2)  # 2 x 2 features of each tile
+    assert join_tiles(features, tiling)[0].tolist() == [[0, 0, 1, 1], [0, 0, 1, 1], [2, 2, 3, 3], [2, 2, 3, 3]]
+    with pytest.raises(DataError, match="3 tiles for a tiling of 4"):
+        join_tiles(tiles[:3], tiling)
 
 
-def test_wrong_images_are_named() -> None:
-    tiling = plan_tiles(Image(size=8), 10, 20)
-    for image, says in (
-        (torch.zeros(4, 20, 10, dtype=torch.uint8), "convert it to RGB"),
-        (torch.zeros(3, 20, 10), "an image of type torch.float32"),
-        (torch.zeros(3, 10, 20, dtype=torch.uint8), "an image of 20x10 pixels where the index says 10x20"),
-    ):
-        with pytest.raises(DataError, match=says):
-            cut_tiles(image, tiling)
+def test_an_empty_image_is_named() -> None:
     with pytest.raises(DataError, match="an image of 0x20 pixels cannot be encoded"):
         plan_tiles(Image(size=8), 0, 20)
 

@@ -1,3 +1,4 @@
+# ruff: noqa: N815 - fields wear their shape
 """Attention behind one seam. B rows, T queries, S keys, H query heads, G key/value heads (H a multiple of G), K head width.
 
 A row is packed from documents that cannot see each other. `RowMask` says so once per forward, in the form that the chosen backend
@@ -11,7 +12,7 @@ from functools import cache
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from stagecoach.errors import ConfigError

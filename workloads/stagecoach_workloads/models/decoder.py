@@ -1,3 +1,4 @@
+# ruff: noqa: N815 - fields wear their shape
 """The language model. B rows, T positions, D width, H query heads, G key/value heads, K head width, F feed-forward width, V vocabulary.
 
 The Llama family's decoder (arXiv:2302.13971): pre-norm blocks with RMSNorm (arXiv:1910.07467), rotary positions, grouped-query
@@ -7,7 +8,7 @@ attention (arXiv:2305.13245) and SwiGLU (arXiv:2002.05202). Qwen2 adds query/key
 from typing import NamedTuple, Protocol
 
 import torch
-import torch.nn.functional as F
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from stagecoach.contract.plan import Decoder as DecoderPlan

@@ -1,3 +1,4 @@
+# ruff: noqa: N815 - fields wear their shape
 """Sparse mixture of experts. N tokens (rows flattened), D model width, F feed-forward width, E experts, k choices a token.
 
 Token-choice routing as in GShard (arXiv:2006.16668) and ST-MoE (arXiv:2202.08906), with AXLearn's load-balance form; MM1 section 3.3
@@ -8,7 +9,7 @@ import math
 from typing import Any, Literal, NamedTuple
 
 import torch
-import torch.nn.functional as F
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 ExpertMath = Literal["auto", "grouped", "loop"]

@@ -1,4 +1,3 @@
-# ruff: noqa: N815 - fields wear their shape
 """Attention behind one seam. B rows, T queries, S keys, H query heads, G key/value heads (H a multiple of G), K head width.
 
 A row is packed from documents that cannot see each other. `RowMask` says so once per forward, in the form that the chosen backend

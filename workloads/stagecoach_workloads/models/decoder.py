@@ -1,4 +1,3 @@
-# ruff: noqa: N815 - fields wear their shape
 """The language model. B rows, T positions, D width, H query heads, G key/value heads, K head width, F feed-forward width, V vocabulary.
 
 The Llama family's decoder (arXiv:2302.13971): pre-norm blocks with RMSNorm (arXiv:1910.07467), rotary positions, grouped-query

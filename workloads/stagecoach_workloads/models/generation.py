@@ -21,7 +21,7 @@ Decode = Callable[[Sequence[int]], str]
 class PromptImage:
     """One encoded image (a tile counts as one) and the first of its placeholder positions in the prompt."""
 
-    pixels_CHW: Tensor  # noqa: N815 - uint8
+    pixels_CHW: Tensor
     position: int
     region: tuple[int, int, int, int] | None = None  # top, left, bottom, right pixels that are no padding; None: all
 

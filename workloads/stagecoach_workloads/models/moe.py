@@ -1,4 +1,3 @@
-# ruff: noqa: N815 - fields wear their shape
 """Sparse mixture of experts. N tokens (rows flattened), D model width, F feed-forward width, E experts, k choices a token.
 
 Token-choice routing as in GShard (arXiv:2006.16668) and ST-MoE (arXiv:2202.08906), with AXLearn's load-balance form; MM1 section 3.3

@@ -1,4 +1,3 @@
-# ruff: noqa: N815 - fields wear their shape
 """Encoder, connector and decoder as one model. B rows, T positions, D model width, V vocabulary, N images, C positions of one image.
 
 The LLaVA-style join (arXiv:2304.08485) that MM1 (arXiv:2403.09611) and BLIP-3 (arXiv:2408.08872) use: image features stand in the

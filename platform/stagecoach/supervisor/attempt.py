@@ -10,7 +10,7 @@ from stagecoach.log import logger
 from stagecoach.supervisor.agents import torchrun_arguments
 from stagecoach.supervisor.node import Node
 from stagecoach.supervisor.outcome import Verdict, hung, judge, not_started, signal_name
-from stagecoach.supervisor.processes import library_shm, living_descendants
+from stagecoach.supervisor.processes import is_ending, library_shm, living_descendants
 from stagecoach.supervisor.progress import ProgressWriter, build_progress
 from stagecoach.supervisor.ranks import RankGroup
 from stagecoach.supervisor.rendezvous import Link, RendezvousFailed
@@ -148,7 +148,7 @@ class NodeAttempt:
         group.settle(SETTLE_S)
         verdict = judge(list(group.states.values()), stop_requested=self._stop_deadline is not None)
         if verdict is not None and not verdict.is_weak:
-            return self._with_agent(verdict)
+            return await self._with_agent(verdict)
         if self._stop_deadline is not None:
             return await self._decide_stopping(now)
         if verdict is not None:
@@ -195,9 +195,11 @@ class NodeAttempt:
         state = stacks[culprit].partition("\n")[0]
         return hung(states, group.states[culprit], f"rank {culprit} hangs ({state}): {what}")
 
-    def _with_agent(self, verdict: Verdict) -> Verdict:
+    async def _with_agent(self, verdict: Verdict) -> Verdict:
         """When the agent went first, its ranks only followed."""
         group = self._group
+        if group.agent is not None and is_ending(group.agent.pid):
+            await first_of(SETTLE_S, group.agent_ended)
         if verdict.kind not in ("crashed", "out_of_memory") or group.agent_ended_at is None or not group.agent_returncode:
             return verdict
         code, states = group.agent_returncode, group.states.values()

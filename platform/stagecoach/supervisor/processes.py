@@ -16,6 +16,7 @@ _PR_SET_CHILD_SUBREAPER = 36
 # Names that libraries make up for themselves. A file somebody put into /dev/shm on purpose is none of ours to remove.
 _LIBRARY_SHM = re.compile(r"/dev/shm/(torch_|psm_|sem\.|pym-|wnsm_|nccl-|cuda\.shm)[^/\s]*")  # noqa: S108
 _SHM = "/dev/shm/"  # noqa: S108
+_PF_EXITING = 0x4  # proc(5), field 9
 TIDY_S = 0.4
 KILL_S = 3.0  # a process in the kernel's uninterruptible sleep cannot be waited for longer than this
 
@@ -88,6 +89,15 @@ def zombie_exit_code(pid: int) -> int | None:
     except OSError:
         return None
     return os.waitstatus_to_exitcode(int(fields[49])) if fields[0] == "Z" else None
+
+
+def is_ending(pid: int) -> bool:
+    """True for a process that ends just now or has ended: its children hear of it (PR_SET_PDEATHSIG) before its pidfd does."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return True
+    return fields[0] in "ZX" or bool(int(fields[6]) & _PF_EXITING)
 
 
 def rank_of(pid: int) -> int | None:

@@ -39,7 +39,7 @@ class RankGroup:
     def __init__(self, *, ranks: Sequence[int], folder: Path, attempt: int, shipper: Shipper, tee: Tee) -> None:
         """Makes the folder with its slots and FIFOs. Raises ConfigError when that is impossible (read-only or full)."""
         self.folder, self.attempt = folder, attempt
-        self.changed = asyncio.Event()
+        self.changed, self.agent_ended = asyncio.Event(), asyncio.Event()
         self.states: dict[int, RankState] = {rank: RankState(rank=rank) for rank in ranks}
         self.pids: dict[int, int] = {}
         self.agent: Agent | None = None
@@ -144,6 +144,7 @@ class RankGroup:
         """Its ranks end with it."""
         self.agent_ended_at, self.agent_returncode = time.monotonic(), code
         logger.debug(f"torchrun ended with {code}")
+        self.agent_ended.set()
         self.changed.set()
 
     def _agent_said(self, text: str) -> None:

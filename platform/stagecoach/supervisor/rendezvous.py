@@ -117,7 +117,8 @@ class Leader:
 
     async def conclude(self, own: Verdict, limit_s: float) -> tuple[Verdict, int]:
         """A failure here ends the attempt. Otherwise waits: for the cause PEER_HOLD_S, for the others' work as long as they are heard."""
-        if self._start.nodes == 1:
+        if self._start.nodes == 1 or self._master is None:  # alone, or nothing was begun
+            self._has_ended = True
             return own, 0
         is_good = own.exit_code in (ExitCode.DONE, ExitCode.STOPPED)
         self._has_ended = not is_good

@@ -163,7 +163,7 @@ class SupervisedJob:
         left = self.survivors(within_s)
         prefix = f"psm_{hashlib.sha256(self.uri.encode()).hexdigest()[:8]}"  # what the scripted workload calls its shared memory
         left += [f"/dev/shm/{name}" for name in os.listdir("/dev/shm") if name.startswith(prefix)]  # noqa: S108
-        return left + [str(path) for path in self.scratch.iterdir()]
+        return left + [str(path) for path in self.scratch.glob("stagecoach-*")]
 
     def close(self) -> None:
         """Kills what is left. For the end of a test that failed."""

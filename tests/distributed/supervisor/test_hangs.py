@@ -28,6 +28,6 @@ def test_every_kind_of_hang_is_found_named_and_restarted(make_job: StartJob) -> 
 
 def test_a_rank_that_hangs_before_its_first_step_is_found_too(make_job: StartJob) -> None:
     job = make_job({"steps": 3, "faults": [{"kind": "spin", "rank": 1, "step": -1}]})
-    job.start(environment={"STAGECOACH_FIRST_STEP_S": "6"})
+    job.start(environment={"STAGECOACH_FIRST_STEP_S": "15"})
     assert job.wait() == 0
     assert [end.kind for end in job.ends()] == ["hung", "done"]

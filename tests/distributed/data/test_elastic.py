@@ -1,0 +1,138 @@
+"""Real worker processes: collated tensors are the same for any number of ranks and workers, from any step, across kills and signals."""
+
+import hashlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from stagecoach.contract.plan import StagePlan
+from stagecoach.recipes.tiny import mm1_tiny
+from stagecoach_workloads.data.plan.open import open_data
+from stagecoach_workloads.data.work.collate import Batch
+from stagecoach_workloads.data.work.loader import StepLoader, WorkSettings
+
+STEPS = 200
+
+
+def stage() -> StagePlan:
+    return mm1_tiny().stages[0]
+
+
+def row_hashes(batch: Batch) -> list[str]:
+    """A hash of each row's tensors, its images included."""
+    found = []
+    for row in range(len(batch.tokens_BT)):
+        digest = hashlib.sha256()
+        for tensor in (batch.tokens_BT, batch.labels_BT, batch.document_ids_BT, batch.positions_BT):
+            digest.update(tensor[row].numpy().tobytes())
+        mine = batch.image_slots[:, 0] == row
+        digest.update(batch.image_slots[mine][:, 1:].numpy().tobytes() + batch.image_regions[mine].numpy().tobytes())
+        for pixels in batch.pixel_values:
+            digest.update(pixels[mine].numpy().tobytes())
+        found.append(digest.hexdigest())
+    return found
+
+
+def gathered(
+    corpus: str, *, ranks: int, workers: int, start: int = 0, stop: int = STEPS, state: dict[str, object] | None = None
+) -> list[str]:
+    """One hash a step: the rows' hashes of all ranks, put back into the global order."""
+    by_step: list[dict[int, str]] = [{} for _ in range(start, stop)]
+    for rank in range(ranks):
+        data = open_data(stage(), data=corpus)
+        loader = StepLoader(
+            data,
+            rank=rank,
+            world_size=ranks,
+            start=start,
+            stop=stop,
+            state=state,
+            settings=WorkSettings(workers=workers, prefetch=1 + rank % 3),
+        )
+        reference = open_data(stage(), data=corpus).plan
+        for step in loader:
+            places = reference.assign(reference.batch(step.step), ranks)[rank]
+            for numbers, batch in zip(places, step.batches, strict=True):
+                by_step[step.step - start].update(zip(numbers, row_hashes(batch), strict=True))
+    return [hashlib.sha256("".join(rows[number] for number in sorted(rows)).encode()).hexdigest() for rows in by_step]
+
+
+@pytest.fixture(scope="module")
+def alone(corpus: str) -> list[str]:
+    """One rank, no workers: what everything else must equal."""
+    found = gathered(corpus, ranks=1, workers=0)
+    assert len(set(found)) == STEPS  # steps differ, or equal hashes would prove nothing
+    return found
+
+
+@pytest.mark.parametrize(("ranks", "workers"), [(1, 1), (1, 4), (2, 1), (3, 1), (4, 0), (8, 0)])
+def test_collated_tensors_are_equal_for_any_ranks_and_workers(ranks: int, workers: int, alone: list[str], corpus: str) -> None:
+    assert gathered(corpus, ranks=ranks, workers=workers) == alone
+
+
+def test_resumed_at_five_random_steps_on_other_numbers_of_ranks(alone: list[str], corpus: str) -> None:
+    plan = open_data(stage(), data=corpus).plan
+    rng = random.Random(11)
+    for ranks, workers in ((1, 0), (2, 0), (3, 0), (2, 1), (4, 0)):
+        start = rng.randrange(1, STEPS - 10)
+        state = json.loads(json.dumps(plan.state(start)))
+        found = gathered(corpus, ranks=ranks, workers=workers, start=start, stop=start + 8, state=state)
+        assert found == alone[start : start + 8]
+
+
+_CHILD = """
+import json, sys
+sys.path.insert(0, {here!r})
+from test_elastic import open_data, row_hashes, stage, StepLoader, WorkSettings
+import hashlib
+if __name__ == "__main__":
+    corpus, start, state = sys.argv[1], int(sys.argv[2]), json.loads(sys.argv[3])
+    loader = StepLoader(open_data(stage(), data=corpus), start=start, state=state, settings=WorkSettings(workers=2))
+    for step in loader:
+        rows = [row for batch in step.batches for row in row_hashes(batch)]
+        print(json.dumps([step.step, rows, loader.state(step.step + 1)]), flush=True)
+"""
+
+
+def test_a_killed_loader_goes_on_at_its_last_state_and_leaves_nothing_behind(corpus: str, tmp_path: Path) -> None:
+    """kill -9 in the middle; the next process continues; no worker survives and nothing stays in /dev/shm."""
+    script = tmp_path / "child.py"
+    script.write_text(_CHILD.format(here=str(Path(__file__).parent)))
+    shared = set(os.listdir("/dev/shm"))
+    seen: dict[int, list[str]] = {}
+    step, state = 0, None
+    for lines in (7, 5):
+        child = subprocess.Popen([sys.executable, str(script), corpus, str(step), json.dumps(state)], stdout=subprocess.PIPE, text=True)
+        assert child.stdout is not None
+        for _ in range(lines):
+            number, rows, state = json.loads(child.stdout.readline())
+            seen[number], step = rows, number + 1
+        below = psutil.Process(child.pid).children(recursive=True)
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+        child.stdout.close()
+        _, alive = psutil.wait_procs(below, timeout=20)
+        assert alive == []
+    data = open_data(stage(), data=corpus)
+    whole = {
+        step.step: [row for batch in step.batches for row in row_hashes(batch)]
+        for step in StepLoader(data, stop=12, settings=WorkSettings(workers=0))
+    }
+    assert seen == whole
+    assert set(os.listdir("/dev/shm")) <= shared
+
+
+def test_workers_survive_the_sigterm_of_their_group(corpus: str) -> None:
+    loader = iter(StepLoader(open_data(stage(), data=corpus), stop=30, settings=WorkSettings(workers=2)))
+    first = next(loader)
+    for child in psutil.Process().children(recursive=True):
+        if "spawn_main" in " ".join(child.cmdline()):
+            child.send_signal(signal.SIGTERM)
+    assert [first.step, *(step.step for step in loader)] == list(range(30))

@@ -123,7 +123,7 @@ def test_two_healthy_nodes_are_fit(tmp_path: Path) -> None:
         assert abs(rank["clock"]["skew_s"]) < 1
         assert rank["bucket"]["write_mb_s"] > 0
     assert sum(rank["bucket"]["created"] for rank in report["ranks"]) == 1  # one winner of the conditional create
-    assert "matmul: rank" in err  # progress, by phase and rank
+    assert "torch: rank" in err  # progress, by phase and rank; later phases may pass between two looks
 
 
 def test_a_throttled_rank_is_named_and_only_that_one(tmp_path: Path) -> None:

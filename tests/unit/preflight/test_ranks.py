@@ -70,6 +70,16 @@ def test_without_rank_0_the_others_end_with_a_sentence() -> None:
         ranks[1].gather("hello")
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """As ranks do: threads that wait for each other on a busy machine would be measured instead of the core."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("one_thread")
 def test_matmul_gives_a_rate_and_finds_a_device_that_computes_wrongly() -> None:
     matmul = Matmul(torch.device("cpu"), 128)
     assert matmul.measure(0.02).gflops > 0.1

@@ -55,7 +55,7 @@ def test_document_starts_have_few_lengths() -> None:
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 @pytest.mark.parametrize("window", [None, 4])
-def testflex_masks_equal_the_oracle_inside_a_compiled_block(window: int | None) -> None:
+def test_flex_masks_equal_the_oracle_inside_a_compiled_block(window: int | None) -> None:
     """The forward pass alone runs on CPU; tests/gpu has both directions."""
     ids_BT = torch.tensor([[0] * 50 + [1] * 60 + [PADDING_DOCUMENT] * 18, [0] * 128])
     q, k, v = torch.randn(2, 128, 4, 16), torch.randn(2, 128, 2, 16), torch.randn(2, 128, 2, 16)

@@ -153,6 +153,22 @@ def test_a_batch_without_images_still_runs_encoder_and_connector(tiny_model: Cal
     assert entered == ["encoder", "connector"]  # nothing to keep in step with when not training
 
 
+def test_log_probs_sum_to_the_loss_and_router_losses_are_weighted_by_targets(tiny_model: Callable[..., Model]) -> None:
+    plan = tiny_model()
+    model = lively(replace(plan, decoder=replace(plan.decoder, moe=Moe(experts=4, every=2))))
+    batch = packed([document(9, image_at=2), document(6)], padding=3)
+    out, scored = model(**batch), model(**batch, want="log_probs")
+    assert (out.cross_entropy_sum + scored.log_probs_BT.sum()).abs() < 1e-4
+    assert out.num_targets == (batch["labels_BT"] != IGNORE_INDEX).sum()
+    auxiliary = 0.01 * out.router.load_balance + 0.001 * out.router.router_z
+    assert (out.loss_sum - out.cross_entropy_sum - out.num_targets * auxiliary).abs() < 1e-4
+    model.z_loss = 1e-2
+    squares = model(**batch, want="logits").logits_BTV.logsumexp(-1).square()[batch["labels_BT"] != IGNORE_INDEX].sum()
+    assert (model(**batch).loss_sum - out.loss_sum - 1e-2 * squares).abs() < 1e-3
+    with pytest.raises(DataError, match="want='loss' needs labels_BT"):
+        model(batch["tokens_BT"])
+
+
 def test_padding_patches_are_hidden_from_the_perceiver(tiny_model: Callable[..., Model]) -> None:
     plan = tiny_model()
     plan = replace(plan, connector=replace(plan.connector, kind="perceiver"), image=Image(size=16, mask_padding=True))

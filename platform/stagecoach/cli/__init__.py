@@ -93,11 +93,12 @@ def cli() -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """The console script. Never a traceback for what a person can mend."""
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # started with stdout closed  # noqa: SIM115
+    status = run(arguments)
     try:
-        status = run(arguments)
-    except BrokenPipeError:  # `stagecoach plan ... | head`: whoever read us has enough
+        sys.stdout.flush()
+    except OSError:  # told already; the interpreter would flush again when it ends, and tell it in its own way
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        status = 0
     sys.exit(status)
 
 
@@ -105,7 +106,6 @@ def run(arguments: list[str] | None) -> int:
     """Runs one command and returns its exit status."""
     try:
         returned = cli.main(args=arguments, prog_name="stagecoach", standalone_mode=False)
-        sys.stdout.flush()
         return returned if isinstance(returned, int) else 0
     except click.exceptions.Exit as exit_:
         return exit_.exit_code
@@ -122,4 +122,10 @@ def run(arguments: list[str] | None) -> int:
         return int(error.exit_code)
     except ModuleNotFoundError as error:
         click.echo(f"stagecoach: {missing_extra(error)}", err=True)
+        return 1
+    except BrokenPipeError:  # `stagecoach plan ... | head`: whoever read us has enough
+        return 0
+    except OSError as error:  # a full disk behind stdout, a folder that may not be read
+        where = f" ({error.filename})" if error.filename else ""
+        click.echo(f"stagecoach: {error.strerror or error}{where}", err=True)
         return 1

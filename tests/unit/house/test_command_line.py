@@ -91,8 +91,12 @@ def test_an_unknown_command_gets_the_nearest_name(commands: dict[str, str], caps
     assert "did you mean `preflight`?" in capsys.readouterr().err
 
 
-def test_a_closed_pipe_ends_quietly() -> None:
-    shown = subprocess.run(
-        f"{sys.executable} -m stagecoach.cli recipes | true", shell=True, capture_output=True, text=True, check=False, timeout=60
-    )
-    assert shown.stderr == ""
+@pytest.mark.parametrize(
+    ("where", "says"),
+    [("| true", ""), ("> /dev/full", "stagecoach: No space left on device\n"), (">&-", "")],
+    ids=["closed pipe", "full disk", "no stdout"],
+)
+def test_a_stdout_that_takes_nothing_ends_without_a_traceback(where: str, says: str) -> None:
+    command = f"{sys.executable} -m stagecoach.cli recipes --json {where}"
+    shown = subprocess.run(command, shell=True, capture_output=True, text=True, check=False, timeout=60)
+    assert shown.stderr == says

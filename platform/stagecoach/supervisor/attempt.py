@@ -137,6 +137,8 @@ class NodeAttempt:
             has_begun = any(beat.counter for beat in self._watchdog.beats().values())
             allowed = self._node.settings.stop_s if has_begun else min(NOT_BEGUN_S, self._node.settings.stop_s)
             self._stop_deadline = asked_at + allowed
+            if self._node.leader is not None:
+                self._node.leader.is_stopping = True
             logger.info(f"asked to stop; the ranks have {allowed:g} s to save")
         for rank in self._group.pids.keys() - self._signalled:
             self._signalled.add(rank)

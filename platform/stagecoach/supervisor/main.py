@@ -97,7 +97,7 @@ async def supervise(settings: SupervisorSettings) -> tuple[int, str]:
         return await attempts(node)
     finally:
         node.log.close()
-        await asyncio.to_thread(node.shipper.flush, FLUSH_S)
+        await asyncio.to_thread(node.shipper.flush, node.patience_s(FLUSH_S))
         await server.close()
         shutil.rmtree(node.folder, ignore_errors=True)
 
@@ -193,7 +193,7 @@ async def one_attempt(node: Node, start: AttemptStart, link: Link) -> tuple[int,
     may_restart = start.nodes == 1 and whole.exit_code == ExitCode.RETRY and not node.stop.is_set()
     if node.settings.node == 0:
         await write_end(node, whole, where, progress, may_restart=may_restart)
-    await asyncio.wait([joining], timeout=BUCKET_S)
+    await asyncio.wait([joining], timeout=node.patience_s(BUCKET_S))
     return exit_code(own, whole), whole.message or whole.kind, may_restart
 
 
@@ -204,7 +204,7 @@ async def run_attempt(node: Node, start: AttemptStart, link: Link) -> tuple[Verd
     except ConfigError as error:
         verdict = Verdict(kind="bad_config", exit_code=error.job_exit_code, message=str(error))
         return verdict, build_progress(start.attempt, {}, committed_step=start.resumed_from_step, first_step=start.resumed_from_step)
-    return await attempt.run(), await attempt.last_progress(2.0)
+    return await attempt.run(), await attempt.last_progress(node.patience_s(2.0))
 
 
 def exit_code(own: Verdict, whole: Verdict) -> int:
@@ -259,6 +259,6 @@ async def write_end(node: Node, whole: Verdict, where: int, progress: Progress, 
         ended_at=now(),
     )
     try:
-        await asyncio.wait_for(asyncio.to_thread(node.job.end_attempt, end), BUCKET_S)
+        await asyncio.wait_for(asyncio.to_thread(node.job.end_attempt, end), node.patience_s(BUCKET_S))
     except (StagecoachError, TimeoutError) as error:
         logger.error(f"attempts/{progress.attempt}/end.json could not be written: {error or 'the bucket does not answer'}")

@@ -6,12 +6,14 @@ import secrets
 import subprocess
 import sys
 import tempfile
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from stagecoach.contract.job import Progress
 from stagecoach.contract.launch import LaunchSpec
 from stagecoach.contract.ledger import SUPERVISOR, JobFolder
+from stagecoach.errors import ConfigError
 from stagecoach.log import logger
 from stagecoach.supervisor.agents import WarmAgents
 from stagecoach.supervisor.http import Request, Response
@@ -91,6 +93,12 @@ class Node:
         """When the platform asked to stop (monotonic)."""
         return self.stopped_at[0] if self.stopped_at else None
 
+    def patience_s(self, usual_s: float) -> float:
+        """How long something may wait for the bucket: as usual, but after SIGTERM never so long that we are killed before we exit."""
+        if self.stop_at is None:
+            return usual_s
+        return max(0.5, min(usual_s, self.stop_at + self.settings.grace_s - 1.0 - time.monotonic()))
+
     async def kill_ranks(self) -> None:
         """No process of the attempt is left after this but those the kernel will not let go of."""
         stubborn = await asyncio.to_thread(kill_descendants, self.spared)
@@ -109,7 +117,12 @@ def tree_prefix(settings: SupervisorSettings) -> str:
 
 
 def build_node(settings: SupervisorSettings, job: JobFolder, spec: LaunchSpec) -> Node:
-    """Everything that is made once. Raises OSError when there is no room for a folder."""
+    """Everything that is made once. Raises ConfigError when there is no room for a folder."""
+    try:
+        folder = Path(tempfile.mkdtemp(prefix="stagecoach-"))
+    except OSError as error:
+        where = tempfile.gettempdir()
+        raise ConfigError(f"no folder can be made in {where} ({error.strerror}); point TMPDIR at a writable volume with room") from error
     token = tree_token(settings)
     shipper = Shipper(job)
     source = SUPERVISOR if settings.node == 0 else f"{SUPERVISOR}-{settings.node}"
@@ -117,7 +130,7 @@ def build_node(settings: SupervisorSettings, job: JobFolder, spec: LaunchSpec) -
         settings=settings,
         job=job,
         spec=spec,
-        folder=Path(tempfile.mkdtemp(prefix="stagecoach-")),
+        folder=folder,
         token=token,
         agents=WarmAgents(token),
         shipper=shipper,

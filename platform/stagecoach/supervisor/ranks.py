@@ -150,7 +150,7 @@ class RankGroup:
     def _agent_said(self, text: str) -> None:
         self.agent_lines = [*self.agent_lines, *text.splitlines()][-LAST_LINES:]
         for line in text.splitlines():
-            logger.debug(line, source="torchrun")
+            logger.bind(source="torchrun").debug(line)  # no arguments: a line may hold braces
 
     # --- asking
 

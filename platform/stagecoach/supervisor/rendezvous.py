@@ -65,11 +65,12 @@ class Leader:
         self._changed = asyncio.Event()
         self._master: tuple[str, int] | None = None
         self._has_ended = False
+        self.is_stopping = False  # newcomers are refused; nodes that are here may still save
 
     def handle(self, request: Request) -> Response:
         """Answers /rendezvous."""
         if request.method == "GET":
-            if self._has_ended:
+            if self._has_ended or self.is_stopping:
                 return Response(503, b"this attempt is ending\n")
             return Response.json(200, {"attempt": self._start.attempt, "nonce": self._start.nonce})
         if request.method != "POST":

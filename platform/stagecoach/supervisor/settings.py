@@ -1,4 +1,17 @@
-"""What a supervisor is told, all of it by environment: a pod template is static, and so the same for every attempt."""
+"""What a supervisor is told, all of it by environment: a pod template is static, and so the same for every attempt.
+
+STAGECOACH_JOB_URI         the job's folder (needed)
+STAGECOACH_SUBMISSION      k: the LaunchSpec is in submissions/{k}.json (needed)
+STAGECOACH_NODE_INDEX      this node, from 0; else JOB_COMPLETION_INDEX, which an Indexed Job sets (one of them needed)
+STAGECOACH_GRACE_S         from SIGTERM to SIGKILL (30)
+STAGECOACH_PORT            /metrics, /healthz, /rendezvous (29400; 0: any free one)
+STAGECOACH_HOST            where peers reach this node (its host name)
+STAGECOACH_MACHINE         what a person knows this machine by (its host name)
+STAGECOACH_HANG_S          the watchdog's deadline after the first step (max(60, 5 x the median step))
+STAGECOACH_FIRST_STEP_S    and until the first step (600)
+STAGECOACH_RENDEZVOUS_S    how long nodes wait for each other (600)
+STAGECOACH_LOCAL_STATE     where the local launcher reads pid and exit; no other launcher sets it
+"""
 
 import os
 import socket
@@ -15,7 +28,7 @@ RENDEZVOUS_S = 600.0  # a gang's pods may pull their image one after another
 
 @dataclass(frozen=True, kw_only=True)
 class SupervisorSettings:
-    """The variables of `python -m stagecoach.supervisor`; README.md of this room lists them."""
+    """The variables above, checked."""
 
     job_uri: str
     submission: int

@@ -11,6 +11,7 @@ nothing else: `import torch`, which every restart waits for, is timed in the sam
 import argparse
 import itertools
 import json
+import math
 import os
 import random
 import signal
@@ -88,9 +89,10 @@ def import_torch_s() -> float:
 
 
 def spread(values: list[float]) -> dict[str, float]:
+    """Nearest rank: the smallest value that so many of all do not exceed."""
     ordered = sorted(values)
     at = {"p50": 0.5, "p95": 0.95, "max": 1.0}
-    return {name: round(ordered[min(len(ordered) - 1, int(share * len(ordered)))], 2) for name, share in at.items()}
+    return {name: round(ordered[math.ceil(share * len(ordered)) - 1], 2) for name, share in at.items()}
 
 
 def start(settings: dict[str, Any], **options: Any) -> SupervisedJob:

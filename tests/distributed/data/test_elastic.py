@@ -72,7 +72,8 @@ def alone(corpus: str) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize(("ranks", "workers"), [(1, 1), (1, 4), (2, 1), (3, 1), (4, 0), (8, 0)])
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+@pytest.mark.parametrize(("ranks", "workers"), [(1, 1), (1, 4), (2, 1), (3, 0), (4, 0), (8, 0)])
 def test_collated_tensors_are_equal_for_any_ranks_and_workers(ranks: int, workers: int, alone: list[str], corpus: str) -> None:
     assert gathered(corpus, ranks=ranks, workers=workers) == alone
 

@@ -1,4 +1,3 @@
-# ruff: noqa: N815 - fields wear their shape, as interfaces.md names them
 """Documents to one batch. B rows, T positions, N encoded images, S a tile's side (interfaces.md section 5)."""
 
 from collections.abc import Sequence

@@ -6,6 +6,7 @@ a step is the same whatever the number of ranks, workers, threads or prefetched 
 
 import os
 import signal
+import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -150,7 +151,13 @@ class StepLoader:
                 self._dealt.append((task.step, task.of))
                 yield self.work[task]
             return
-        yield from StatefulDataLoader(
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="'set_vital' is deprecated")  # torchdata 0.11 calls it; torch 2.13 warns
+            batches = iter(self._loader())
+        yield from batches
+
+    def _loader(self) -> StatefulDataLoader[Batch]:
+        return StatefulDataLoader(
             self.work,
             sampler=_Noting(self._tasks, self._dealt),
             batch_size=None,

@@ -48,6 +48,43 @@ def make_command(uri: str, profile: str, seed: int, only: str | None, workers: i
         click.echo(f"  {name}: {scores}")
 
 
+@data_group.command("convert")
+@click.argument("source")
+@click.argument("target")
+@click.option("--from", "format", required=True, metavar="FORMAT",
+              help="llava, coco, obelics, image-text, pdf, video, jsonl, preference or webdataset.")  # fmt: skip
+@click.option("--images", metavar="URI", help="The folder of images that the data names; the source's own without it.")
+@click.option("--category", default="general", show_default=True)
+@click.option("--licence", default="unknown", show_default=True, help="Noted in dataset.json.")
+@click.option("--budget", default=0.01, show_default=True, type=click.FloatRange(0, 1), help="Share of rows that may be unusable.")
+@click.option("--fps", default=1.0, show_default=True, type=click.FloatRange(0.01, 60), help="Frames a second of video.")
+@click.option("--workers", default=2, show_default=True, type=click.IntRange(1, 256), help="Processes.")
+def convert_command(
+    source: str, target: str, format: str, images: str | None, category: str, licence: str, budget: float, fps: float, workers: int
+) -> None:
+    """Converts the file or folder SOURCE into a dataset at TARGET. Rows that cannot be used are listed in TARGET/rejected.jsonl.
+
+    Run again after a kill, it goes on where it was. Count tokens for a tokenizer afterwards: `stagecoach data index`.
+    """
+    from stagecoach_workloads.data.convert import convert
+
+    with progress("converting") as report:
+        manifest = convert(
+            as_uri(source),
+            as_uri(target),
+            format=format,
+            images=as_uri(images) if images else None,
+            category=category,
+            licence=licence,
+            budget=budget,
+            fps=fps,
+            workers=workers,
+            on_unit=lambda done, units: report(source, done, units),
+        )
+    click.echo(f"{as_uri(target)}: {manifest.counts.samples:,} samples, {manifest.counts.images:,} images, {len(manifest.shards)} shards; "
+               f"{manifest.rejected:,} rows rejected")  # fmt: skip
+
+
 @data_group.command("index")
 @click.argument("uri")
 @click.option("--tokenizer", required=True, metavar="URI", help="A Hugging Face tokenizer.json.")

@@ -1,9 +1,9 @@
 """The house stands: Python's own modules stay Python's, the command line is quick, the wheel holds three rooms."""
 
 import platform
+import resource
 import subprocess
 import sys
-import time
 import venv
 import zipfile
 from importlib.metadata import entry_points
@@ -85,13 +85,14 @@ def test_help_loads_every_command_and_nothing_heavy() -> None:
 
 
 def test_help_takes_less_than_half_a_second() -> None:
-    """The best of five: the budget is the program's, not a busy machine's."""
+    """Processor seconds, the best of five: the budget is the program's, not a busy machine's."""
 
-    def seconds() -> float:
-        started = time.perf_counter()
+    def processor_seconds() -> float:
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         python("-m", "stagecoach.cli", "--help")
-        return time.perf_counter() - started
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
-    best = min(seconds() for _ in range(5))
-    print(f"stagecoach --help: {best:.2f} s")
+    best = min(processor_seconds() for _ in range(5))
+    print(f"stagecoach --help: {best:.2f} s of one core")
     assert best < 0.5

@@ -3,7 +3,8 @@
     python benchmarks/model.py [--device cpu|cuda] [--compiled] [--quick]
 
 - speed: decoder forward + backward (bf16 on CUDA, fp32 on CPU) against `transformers` of the same shape and weights, eager against
-  eager and, with --compiled, compiled against compiled; runs alternate, the ratio is of medians. Limit: >= 1.0.
+  eager and, with --compiled, compiled against compiled; runs alternate, the ratio is of the fastest of each: what
+  else the machine does can only slow a run down. Limit: >= 1.0.
 - memory: peak of the chunked loss, forward and backward, against logits of full size, vocabulary 32k. Limit: <= 1/4.
 - recompiles over 50 packed batches of different documents. Limit: <= 2.
 
@@ -78,7 +79,7 @@ def their_step(model: nn.Module, tokens_BT: Tensor, labels_BT: Tensor) -> Callab
 
 
 def speed(device: torch.device, *, compiled: bool, repeats: int) -> dict[str, object]:
-    """Median seconds of each and their ratio (theirs / ours: above 1, ours is faster)."""
+    """Seconds of the fastest step of each and their ratio (theirs / ours: above 1, ours is faster)."""
     cuda = device.type == "cuda"
     plan, dtype = (CUDA_SHAPE, torch.bfloat16) if cuda else (CPU_SHAPE, torch.float32)
     B, T = (4, 2048) if cuda else (2, 512)
@@ -100,8 +101,10 @@ def speed(device: torch.device, *, compiled: bool, repeats: int) -> dict[str, ob
     for _ in range(repeats):  # alternating, so that what else the machine does hits both
         for step, into in zip(steps, seconds, strict=True):
             into.append(timed(step, device))
-    mine, peer = (statistics.median(each) for each in seconds)
-    return {"ours_s": mine, "transformers_s": peer, "ratio": peer / mine, "limit": 1.0, "ok": peer / mine >= 1.0, "tokens": B * T}
+    mine, peer = (min(each) for each in seconds)
+    medians = [statistics.median(each) for each in seconds]
+    best = {"ours_s": mine, "transformers_s": peer, "ratio": peer / mine, "ratio_of_medians": medians[1] / medians[0]}
+    return {**best, "limit": 1.0, "ok": peer / mine >= 1.0, "tokens": B * T}
 
 
 def timed(step: Callable[[], None], device: torch.device) -> float:

@@ -5,6 +5,7 @@ configurations name them: linear (arXiv:2306.15595), llama3 (arXiv:2407.21783), 
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -42,8 +43,31 @@ class Rotary:
 def rotate(x_BTHK: Tensor, cos_BTF: Tensor, sin_BTF: Tensor) -> Tensor:
     """Turns each pair (k, k + K/2) by its angle; computed in fp32 whatever the input, since angles in bf16 lose the last positions."""
     cos, sin = cos_BTF[:, :, None], sin_BTF[:, :, None]
+    if x_BTHK.dtype == cos.dtype and not torch.compiler.is_compiling():
+        return _Rotation.apply(x_BTHK, cos, sin)  # type: ignore[no-untyped-call]
     first, second = x_BTHK.chunk(2, dim=-1)
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x_BTHK.dtype)
+
+
+class _Rotation(torch.autograd.Function):
+    """The same without temporaries, for what no compiler fuses: its gradient is the rotation backwards."""
+
+    @staticmethod
+    def forward(ctx: Any, x_BTHK: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        return _turn(x_BTHK, cos, sin, sign=1)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        return _turn(grads[0], *ctx.saved_tensors, sign=-1), None, None
+
+
+def _turn(x_BTHK: Tensor, cos: Tensor, sin: Tensor, *, sign: int) -> Tensor:
+    out_BTHK = torch.empty_like(x_BTHK, memory_format=torch.contiguous_format)
+    (first, second), (first_out, second_out) = x_BTHK.chunk(2, dim=-1), out_BTHK.chunk(2, dim=-1)
+    torch.mul(first, cos, out=first_out).addcmul_(second, sin, value=-sign)
+    torch.mul(second, cos, out=second_out).addcmul_(first, sin, value=sign)
+    return out_BTHK
 
 
 def inverse_frequencies(head_dim: int, theta: float, scaling: RopeScaling | None, *, long: bool) -> list[float]:

@@ -299,7 +299,9 @@ def _table(uri: str, key: str) -> Any:
 
 
 def _interleaved(given: Input, key: str, begin: int, end: int) -> Found:
-    """OBELICS and MINT-1T: `images` and `texts` of equal length, one of both None at each place (HuggingFaceM4/OBELICS on the Hub). An image is bytes, a {bytes, path} struct, or a path below --images."""
+    """OBELICS and MINT-1T: `images` and `texts` of equal length, one of both None at each place (HuggingFaceM4/OBELICS on the Hub).
+
+    An image is bytes, a {bytes, path} struct, or a path below --images."""
     table = _table(given.uri, key)
     for number, row in enumerate(table.slice(begin, end - begin).select(["images", "texts"]).to_pylist(), begin):
         try:

@@ -55,12 +55,33 @@ def sniff(body: bytes) -> str:
 
 def image_info(body: bytes) -> ImageInfo:
     """Reads the header only. Raises ImageRefused for other formats, damage in the header, and more than 64 Mpx."""
+    if sniff(body) == "JPEG" and b"Exif\0" not in body[:65_536]:  # the usual case, without Pillow's detour
+        return _jpeg_info(body)
     with _open(body) as picture:
         width, height = picture.size
         orientation = _orientation(picture)
         if orientation in _TURNED:
             width, height = height, width
         return ImageInfo(str(picture.format), width, height, picture.mode, orientation)
+
+
+def _jpeg_info(body: bytes) -> ImageInfo:
+    import simplejpeg  # type: ignore[import-untyped]
+
+    try:
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(body, strict=False)
+    except (ValueError, KeyError) as error:  # KeyError: a colour space or subsampling it does not know
+        raise ImageRefused(f"its JPEG header cannot be read: {error}") from None
+    _check_size(width, height)
+    mode = {"Gray": "L", "YCbCr": "RGB", "RGB": "RGB"}.get(str(colours), "CMYK")
+    return ImageInfo("JPEG", width, height, mode, 1)
+
+
+def _check_size(width: int, height: int) -> None:
+    if width * height > MAX_PIXELS:
+        raise ImageRefused(f"{width} x {height} is more than {MAX_PIXELS // 10**6} Mpx: refused before it is decoded")
+    if min(width, height) < 1:
+        raise ImageRefused(f"{width} x {height} pixels")
 
 
 def _open(body: bytes) -> Any:
@@ -73,10 +94,7 @@ def _open(body: bytes) -> Any:
             picture = Image.open(io.BytesIO(body), formats=[kind])
     except Exception as error:  # Pillow's parsers raise many kinds, SyntaxError and struct.error among them
         raise ImageRefused(f"its {kind} header cannot be read: {error}") from None
-    if picture.width * picture.height > MAX_PIXELS:
-        raise ImageRefused(f"{picture.width} x {picture.height} is more than {MAX_PIXELS // 10**6} Mpx: refused before it is decoded")
-    if min(picture.size) < 1:
-        raise ImageRefused(f"{picture.width} x {picture.height} pixels")
+    _check_size(picture.width, picture.height)
     return picture
 
 
@@ -103,7 +121,7 @@ def decode(body: bytes, *, at_least: tuple[int, int] | None = None, info: ImageI
 
 
 def _decode_jpeg(body: bytes, at_least: tuple[int, int] | None) -> np.ndarray:
-    import simplejpeg  # type: ignore[import-untyped]
+    import simplejpeg
 
     width, height = at_least or (0, 0)
     try:

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from stagecoach.errors import DataError
 from stagecoach_workloads.data.dataset import ContentError
+from stagecoach_workloads.data.plan.layout import Piece
 from stagecoach_workloads.data.samples import Sample
 from stagecoach_workloads.data.tokens import Rendered, TextTokenizer
-from stagecoach_workloads.data.work.pixels import tiles_of
+from stagecoach_workloads.data.work.pixels import write_tiles
 from stagecoach_workloads.data.work.tasks import Document
 from stagecoach_workloads.models.splitting import Tiling
 
@@ -35,8 +36,9 @@ class BadSample:
 class Batch:
     """One microstep on one rank. Labels say what their own position must predict: the shift by one is made here, where documents end.
 
-    `image_slots_N3`: row, first position, number of positions, in the order of the stacked images. `image_regions_N4`: top, left, bottom,
-    right of each image's pixels that are no padding. `pairs_P3`: row, document id of the chosen, of the rejected answer.
+    `pixel_values` are uint8 NCHW, channels_last in memory. `image_slots`: row, first position, number of positions, in the order of the
+    stacked images. `image_regions`: top, left, bottom, right of each image's pixels that are no padding. `pairs_P3`: row, document id of
+    the chosen, of the rejected answer.
     """
 
     tokens_BT: Tensor
@@ -79,36 +81,47 @@ class Collator:
         Raises DataError when the plan's sizes do not fit the text, which means that the token counts are another tokenizer's.
         """
         documents = [document for row in rows for document in row]
-        loads = [self.pool.submit(self._load, document, body) for document, body in zip(documents, bodies, strict=True)]
-        filling = _Filling(self.settings, self.tokenizer, len(rows))
-        at = 0
+        shown = [[piece for piece in d.pieces if piece.tiling and d.start <= piece.start < d.stop] for d in documents]
+        pixels = np.empty((sum(piece.tiles for pieces in shown for piece in pieces), *[self.settings.tile_size] * 2, 3), np.uint8)
+        loads, first = [], 0
+        for document, body, pieces in zip(documents, bodies, shown, strict=True):
+            count = sum(piece.tiles for piece in pieces)
+            loads.append((self.pool.submit(self._load, document, body, pieces, pixels[first : first + count]), range(first, first + count)))
+            first += count
+        filling = _Filling(self.settings, self.tokenizer, len(rows), pixels)
+        waiting = iter(loads)
         for number, row in enumerate(rows):
             filling.begin_row()
             for document in row:
-                loaded = loads[at].result()
-                at += 1
+                load, places = next(waiting)
+                loaded = load.result()
                 label = f"{self.names[document.source]}/{document.stretch.key}"
                 if isinstance(loaded, ContentError):
                     filling.skip(number, document, label, BadSample(step, label, str(loaded)))
                 else:
-                    filling.add(number, document, label, *loaded)
+                    filling.add(number, document, label, loaded, places)
         return filling.batch()
 
-    def _load(self, document: Document, body: bytes | ContentError) -> "tuple[list[Rendered], list[np.ndarray]] | ContentError":
-        """Token runs of the sample's documents, and the tiles of each image that the slice shows."""
+    def _load(
+        self, document: Document, body: bytes | ContentError, shown: Sequence[Piece], out: np.ndarray
+    ) -> list[Rendered] | ContentError:
+        """Token runs of the sample's documents; the tiles of each image that the slice shows go to `out`."""
         try:
             if isinstance(body, ContentError):
                 return body
             sample: Sample = document.stretch.parse(body)
-            shown = [piece for piece in document.pieces if piece.tiling and document.start <= piece.start < document.stop]
-            tiles = {piece.image: self._tiles(sample, piece.image, piece.tiling, document) for piece in shown if piece.tiling}
-            return self.tokenizer.documents(sample, self.settings.template), [tiles[piece.image] for piece in shown]
+            at = 0
+            for piece in shown:
+                assert piece.tiling is not None
+                self._write_tiles(sample, piece.image, piece.tiling, document, out[at : at + piece.tiles])
+                at += piece.tiles
+            return self.tokenizer.documents(sample, self.settings.template)
         except ContentError as error:
             return error
 
-    def _tiles(self, sample: Sample, image: int, tiling: Tiling, document: Document) -> np.ndarray:
+    def _write_tiles(self, sample: Sample, image: int, tiling: Tiling, document: Document, out: np.ndarray) -> None:
         try:
-            return tiles_of(sample.images[image], tiling)
+            write_tiles(sample.images[image], tiling, out)
         except ContentError as error:
             raise ContentError(f"{document.stretch.name}: image {image}: {error}") from None
 
@@ -116,14 +129,14 @@ class Collator:
 class _Filling:
     """A batch being filled, row by row, from the left."""
 
-    def __init__(self, settings: CollateSettings, tokenizer: TextTokenizer, rows: int) -> None:
-        self.settings, self.tokenizer = settings, tokenizer
+    def __init__(self, settings: CollateSettings, tokenizer: TextTokenizer, rows: int, pixels: np.ndarray) -> None:
+        self.settings, self.tokenizer, self.pixels = settings, tokenizer, pixels
         shape = (rows, settings.seq_len)
         self.tokens = np.full(shape, tokenizer.pad_id, np.int64)
         self.labels = np.full(shape, IGNORE_INDEX, np.int64)
         self.documents = np.full(shape, PADDING_DOCUMENT, np.int64)
         self.positions = np.zeros(shape, np.int64)
-        self.tiles: list[np.ndarray] = []
+        self.kept: list[int] = []  # places of good tiles in `pixels`
         self.slots: list[tuple[int, int, int]] = []
         self.regions: list[tuple[int, int, int, int]] = []
         self.pairs: list[tuple[int, int, int]] = []
@@ -143,7 +156,7 @@ class _Filling:
         self.bad.append(bad)
         self.samples += 1
 
-    def add(self, row: int, document: Document, label: str, rendered: list[Rendered], tiles: list[np.ndarray]) -> None:
+    def add(self, row: int, document: Document, label: str, rendered: list[Rendered], places: range) -> None:
         """Puts a slice's tokens, labels and images in place."""
         ids, targets, starts = self._sequence(document, rendered, label)
         first, size = document.start, document.stop - document.start
@@ -151,7 +164,7 @@ class _Filling:
         self.tokens[row, span] = ids[first : document.stop]
         self._write_labels(row, span, ids[first : document.stop], targets[first : document.stop], starts, first)
         self._place_images(row, document)
-        self.tiles.extend(tiles)
+        self.kept.extend(places)
         self.sample_ids[row].append(label)
         self.samples += 1
         self._at += size
@@ -215,14 +228,13 @@ class _Filling:
                 at += self.settings.tokens_per_tile
 
     def batch(self) -> Batch:
-        side = self.settings.tile_size
-        pixels = np.concatenate(self.tiles) if self.tiles else np.zeros((0, 3, side, side), np.uint8)
+        pixels = self.pixels if len(self.kept) == len(self.pixels) else self.pixels[self.kept]
         return Batch(
             tokens_BT=torch.from_numpy(self.tokens),
             labels_BT=torch.from_numpy(self.labels),
             document_ids_BT=torch.from_numpy(self.documents),
             positions_BT=torch.from_numpy(self.positions),
-            pixel_values=[torch.from_numpy(pixels)] if len(pixels) else [],
+            pixel_values=[torch.from_numpy(pixels).permute(0, 3, 1, 2)] if len(pixels) else [],  # NCHW, channels_last in memory
             image_slots=torch.tensor(self.slots, dtype=torch.int64).reshape(-1, 3),
             image_regions=torch.tensor(self.regions, dtype=torch.int64).reshape(-1, 4),
             pairs_P3=torch.tensor(self.pairs, dtype=torch.int64).reshape(-1, 3),

@@ -7,9 +7,11 @@ a step is the same whatever the number of ranks, workers, threads or prefetched 
 import os
 import signal
 import warnings
+from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from threading import Lock
 from typing import Any
 
 from torch.utils.data import Dataset as TorchDataset
@@ -23,6 +25,7 @@ from stagecoach_workloads.data.work.collate import BadSample, Batch, CollateSett
 from stagecoach_workloads.data.work.fetch import Fetcher, FetchSettings, Origin
 from stagecoach_workloads.data.work.tasks import Task, TaskMaker
 
+_OPENING = Lock()
 _NEVER = 1 << 62  # StatefulDataLoader: do not snapshot workers
 
 
@@ -64,12 +67,20 @@ class Work(TorchDataset[Batch]):
         return self.__dict__ | {"_open": None}
 
     def __getitem__(self, task: Task) -> Batch:
+        """The task's batch. Raises what storage raises when it is not the content's fault (exit code 75), and DataError (41)."""
         fetcher, collator = self.parts()
         documents = [document for row in task.rows for document in row]
         return collator.collate(task.step, task.rows, fetcher.fetch(documents))
 
     def parts(self) -> tuple[Fetcher, Collator]:
+        with _OPENING:
+            return self._open or self._do_open()
+
+    def _do_open(self) -> tuple[Fetcher, Collator]:
         if self._open is None:
+            import cv2
+
+            cv2.setNumThreads(0)  # threads are ours to count
             pool = ThreadPoolExecutor(self.settings.threads, thread_name_prefix="decode")
             collator = Collator(collate_settings(self.stage), self.tokenizer, self.names, pool)
             self._open = Fetcher(self.origins, self.settings.fetch), collator
@@ -147,14 +158,27 @@ class StepLoader:
     def _batches(self) -> Iterator[Batch]:
         self._dealt: list[tuple[int, int]] = []
         if self.settings.workers == 0:
-            for task in self._tasks:
-                self._dealt.append((task.step, task.of))
-                yield self.work[task]
+            yield from self._here()
             return
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="'set_vital' is deprecated")  # torchdata 0.11 calls it; torch 2.13 warns
             batches = iter(self._loader())
         yield from batches
+
+    def _here(self) -> Iterator[Batch]:
+        """In this process, `prefetch` microsteps ahead, so that decoding goes on while a batch is used."""
+        ahead: deque[Future[Batch]] = deque()
+        with ThreadPoolExecutor(max(1, self.settings.prefetch), thread_name_prefix="collate") as pool:
+            try:
+                for task in _Noting(self._tasks, self._dealt):
+                    ahead.append(pool.submit(self.work.__getitem__, task))
+                    if len(ahead) > self.settings.prefetch:
+                        yield ahead.popleft().result()
+                while ahead:
+                    yield ahead.popleft().result()
+            finally:
+                for future in ahead:
+                    future.cancel()
 
     def _loader(self) -> StatefulDataLoader[Batch]:
         return StatefulDataLoader(
@@ -187,6 +211,3 @@ def ignore_stop_signals(_worker: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    import cv2
-
-    cv2.setNumThreads(0)

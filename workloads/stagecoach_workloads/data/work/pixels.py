@@ -1,5 +1,6 @@
-"""Encoded images to tiles: uint8, N x 3 x size x size, resized from a scaled decode. Normalising is the device's.
+"""Encoded images to tiles: uint8, resized from a scaled decode straight into the batch's memory. Normalising is the device's.
 
+Tiles lie in memory as height x width x 3 (PyTorch's channels_last), which is how decoders write: no plane is ever copied apart.
 Shrinking averages areas, growing is bicubic (OpenCV: several times faster than Pillow here, and bit-identical from run to run).
 """
 
@@ -11,7 +12,14 @@ from stagecoach_workloads.models.splitting import Fit, Tiling
 
 
 def tiles_of(body: bytes, tiling: Tiling) -> np.ndarray:
-    """Returns tiles uint8 (N, 3, size, size) in the tiling's order; padding is black.
+    """Returns tiles uint8 (N, size, size, 3) in the tiling's order; padding is black. Raises ContentError as `write_tiles`."""
+    out = np.empty((len(tiling.tiles), tiling.size, tiling.size, 3), np.uint8)
+    write_tiles(body, tiling, out)
+    return out
+
+
+def write_tiles(body: bytes, tiling: Tiling, out: np.ndarray) -> None:
+    """Fills `out` (N, size, size, 3).
 
     Raises ContentError when the image cannot be decoded, or is not of the size that the index says.
     """
@@ -22,16 +30,18 @@ def tiles_of(body: bytes, tiling: Tiling) -> np.ndarray:
         pixels = decode(body, at_least=_needed(tiling), info=info)
     except ImageRefused as error:
         raise ContentError(str(error)) from None
-    out = np.empty((len(tiling.tiles), 3, tiling.size, tiling.size), np.uint8)
-    canvas = placed(pixels, tiling.canvas)
+    if len(tiling.tiles) == 1:
+        place_into(pixels, tiling.canvas, out[0])
+        return
+    canvas = np.empty((tiling.canvas.height, tiling.canvas.width, 3), np.uint8)
+    place_into(pixels, tiling.canvas, canvas)
     for number, tile in enumerate(tiling.tiles):
         if tile.is_overview:
             assert tiling.overview is not None
-            split_channels(placed(pixels, tiling.overview), out[number])
+            place_into(pixels, tiling.overview, out[number])
         else:
             top, left = (tile.row - 1) * tiling.size, (tile.column - 1) * tiling.size
-            split_channels(canvas[top : top + tiling.size, left : left + tiling.size], out[number])
-    return out
+            out[number] = canvas[top : top + tiling.size, left : left + tiling.size]
 
 
 def _needed(tiling: Tiling) -> tuple[int, int]:
@@ -40,29 +50,26 @@ def _needed(tiling: Tiling) -> tuple[int, int]:
     return max(right - left for left, _, right, _ in fits), max(bottom - top for _, top, _, bottom in fits)
 
 
-def placed(pixels: np.ndarray, fit: Fit) -> np.ndarray:
-    """The image (height x width x 3) resized into `fit.inner`, black around it."""
+def place_into(pixels: np.ndarray, fit: Fit, out: np.ndarray) -> None:
+    """The image (height x width x 3) resized into `fit.inner` of `out`, black around it."""
     left, top, right, bottom = fit.inner
-    resized = resize(pixels, right - left, bottom - top)
-    if (fit.width, fit.height) == (right - left, bottom - top):
-        return resized
-    canvas = np.zeros((fit.height, fit.width, 3), np.uint8)
-    canvas[top:bottom, left:right] = resized
-    return canvas
+    if (fit.width, fit.height) != (right - left, bottom - top):
+        out[:top], out[bottom:] = 0, 0
+        out[top:bottom, :left], out[top:bottom, right:] = 0, 0
+    resize_into(pixels, out[top:bottom, left:right])
 
 
-def resize(pixels: np.ndarray, width: int, height: int) -> np.ndarray:
-    """Resizes height x width x 3."""
+def resize_into(pixels: np.ndarray, out: np.ndarray) -> None:
+    """Resizes height x width x 3 to the size of `out`, in its memory where that is possible."""
     import cv2
 
+    height, width = out.shape[:2]
     if pixels.shape[:2] == (height, width):
-        return pixels
+        out[:] = pixels
+        return
     shrinks = pixels.shape[0] >= height and pixels.shape[1] >= width
-    return np.asarray(cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC))
-
-
-def split_channels(pixels: np.ndarray, out: np.ndarray) -> None:
-    """Height x width x 3 into the planes of `out` (3 x height x width)."""
-    import cv2
-
-    cv2.mixChannels([pixels], [out[0], out[1], out[2]], [0, 0, 1, 1, 2, 2])
+    method = cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC
+    if out.flags.c_contiguous:
+        cv2.resize(pixels, (width, height), dst=out, interpolation=method)
+    else:
+        out[:] = cv2.resize(pixels, (width, height), interpolation=method)

@@ -111,7 +111,7 @@ def known_of(job: JobFacts, run: str) -> Explanation:
         **(_of_attempt(attempt) if attempt else {}),
         submission=job.submissions[-1].claim.submission if job.submissions else None,
         attempts=len(job.attempts),
-        steps_lost_total=sum(steps_lost(one.end) for one in job.attempts if one.end),
+        steps_lost_total=sum(one.end.steps_lost for one in job.attempts if one.end),
         without_progress=count_without_progress(job.attempts),
         heartbeat_moved=job.heartbeat.moved,
         watched_s=job.heartbeat.watched_s,
@@ -149,7 +149,7 @@ def gave_up(base: Explanation, job: JobFacts) -> Explanation:
         said,
         step=failed.step,
         committed_step=failed.committed_step,
-        steps_lost=steps_lost(failed),
+        steps_lost=failed.steps_lost,
         rank=failed.first_failed_rank,
         node=failed.first_failed_node,
         message=failed.message,
@@ -239,11 +239,6 @@ def blocking(job: JobFacts) -> Unreadable | None:
     return next((bad for bad in job.unreadable if bad.attempt is None or bad.attempt == newest), None)
 
 
-def steps_lost(end: AttemptEnd) -> int:
-    """What has to be done again; nothing of an attempt that is done, whether or not its kind of job commits steps."""
-    return 0 if end.kind == "done" else end.steps_lost
-
-
 def previous_of(job: JobFacts) -> Previous | None:
     """How the attempt before the newest ended, where that is known."""
     return _previous(job.attempts[:-1])
@@ -258,7 +253,7 @@ def _previous(attempts: Sequence[AttemptFacts]) -> Previous | None:
         attempt=end.attempt,
         cause=cause,
         step=end.step,
-        steps_lost=steps_lost(end),
+        steps_lost=end.steps_lost,
         rank=end.first_failed_rank,
         node=end.first_failed_node,
         message=end.message,
@@ -284,7 +279,7 @@ def _of_attempt(attempt: AttemptFacts) -> dict[str, Any]:
         known |= {
             "step": end.step,
             "committed_step": end.committed_step,
-            "steps_lost": steps_lost(end),
+            "steps_lost": end.steps_lost,
             "rank": end.first_failed_rank,
             "node": end.first_failed_node,
             "exit_code": end.exit_code,

@@ -504,7 +504,7 @@ def other_job_finished(root: str) -> None:
     book = write_job(root, "preflight-1")
     book.submit(1)
     book.start(1)
-    book.end(1, "done", 0, step=7, steps_lost=7)
+    book.end(1, "done", 0, step=7)
 
 
 @case(

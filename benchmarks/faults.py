@@ -216,6 +216,7 @@ def orphans(rounds: int) -> dict[str, Any]:
         job.wait_step(6)
         choose(job, victim).kill()
         if victim != "supervisor":
+            time.sleep(1.5)  # the supervisor sees to it, or starts another sweeper; then it is killed as well
             supervisor.kill()
         left += [f"{victim}: {name}" for name in job.leftovers(2.0)]
         job.start()
@@ -226,7 +227,7 @@ def orphans(rounds: int) -> dict[str, Any]:
 def choose(job: SupervisedJob, victim: str) -> psutil.Process:
     rank = job.rank_process(1)
     if victim == "child":
-        return rank.children()[0]
+        return next(child for child in rank.children() if "resource_tracker" not in " ".join(child.cmdline()))
     if victim == "sweeper":
         return next(process for process in job.processes() if "stagecoach.supervisor.sweeper" in process.cmdline())
     return {"supervisor": psutil.Process(job.supervisors[0].pid), "agent": psutil.Process(rank.ppid()), "rank": rank}[victim]

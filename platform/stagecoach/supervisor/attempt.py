@@ -21,7 +21,7 @@ from stagecoach.supervisor.watchdog import Watchdog
 TICK_S = 0.25
 SETTLE_S = 1.0  # after a rank that only blames a peer, the one to blame is waited for
 NOT_BEGUN_S = 2.0  # ranks that never beat have nothing to save
-SHM_EVERY_S = 5.0
+SHM_EVERY_S = 2.0
 
 
 class NodeAttempt:

@@ -3,7 +3,7 @@
     python benchmarks/model.py [--device cpu|cuda] [--compiled] [--quick]
 
 - speed: decoder forward + backward (bf16 on CUDA, fp32 on CPU) against `transformers` of the same shape and weights, eager against
-  eager and, with --compiled, compiled against compiled; runs alternate, the ratio is of the fastest of each: what
+  eager and, with --compiled, compiled against compiled; runs alternate, the ratio is of the fastest of each, since what
   else the machine does can only slow a run down. Limit: >= 1.0.
 - memory: peak of the chunked loss, forward and backward, against logits of full size, vocabulary 32k. Limit: <= 1/4.
 - recompiles over 50 packed batches of different documents. Limit: <= 2.
@@ -31,7 +31,7 @@ from torch.utils._pytree import tree_leaves
 from stagecoach.contract.plan import Decoder as DecoderPlan
 from stagecoach_workloads.models.attention import build_row_mask, default_backend
 from stagecoach_workloads.models.decoder import Decoder
-from stagecoach_workloads.models.loss import chunked_cross_entropy
+from stagecoach_workloads.models.loss import CHUNK, chunked_cross_entropy
 from stagecoach_workloads.weights.layouts import decoder_pieces
 from stagecoach_workloads.weights.loading import load_pieces
 from stagecoach_workloads.weights.sources import TensorsInMemory
@@ -108,13 +108,15 @@ def speed(device: torch.device, *, compiled: bool, repeats: int) -> dict[str, ob
 
 
 def timed(step: Callable[[], None], device: torch.device) -> float:
-    """Seconds of one step, the device's queue empty before and after."""
-    if device.type == "cuda":
-        torch.cuda.synchronize()
+    """Seconds of one step: on CUDA by the wall, the queue empty before and after; on CPU the process' own, which others do not add to."""
+    if device.type != "cuda":
+        start = time.process_time()
+        step()
+        return time.process_time() - start
+    torch.cuda.synchronize()
     start = time.perf_counter()
     step()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
+    torch.cuda.synchronize()
     return time.perf_counter() - start
 
 
@@ -160,9 +162,9 @@ def peak_bytes(step: Callable[[], None], device: torch.device) -> int:
     return counter.peak
 
 
-def memory(device: torch.device) -> dict[str, object]:
-    """Peak bytes of both losses over 4,096 positions, width 256, vocabulary 32k."""
-    N, D, V = 4096, 256, 32_000
+def memory(device: torch.device, *, positions: int = 4096, vocabulary: int = 32_000, chunk: int = CHUNK) -> dict[str, object]:
+    """Peak bytes of both losses at width 256."""
+    N, D, V = positions, 256, vocabulary
     hidden_ND, weight_VD = (torch.randn(size, D, device=device, requires_grad=True) for size in (N, V))
     labels_N = torch.randint(0, V, (N,), device=device)
 
@@ -171,7 +173,7 @@ def memory(device: torch.device) -> dict[str, object]:
         hidden_ND.grad = weight_VD.grad = None
 
     def chunked() -> None:
-        chunked_cross_entropy(hidden_ND, weight_VD, labels_N).loss_sum.backward()
+        chunked_cross_entropy(hidden_ND, weight_VD, labels_N, chunk=chunk).loss_sum.backward()
         hidden_ND.grad = weight_VD.grad = None
 
     ours, theirs = peak_bytes(chunked, device), peak_bytes(naive, device)

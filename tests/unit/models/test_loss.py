@@ -1,5 +1,8 @@
 """The chunked loss against F.cross_entropy."""
 
+import importlib.util
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -63,6 +66,18 @@ def test_bf16_is_as_close_as_bf16_allows() -> None:
         assert ours.grad is not None
         assert theirs.grad is not None
         assert abs((ours.grad.float() * 3 * theirs.grad).sum() / theirs.grad.square().sum() - 1) < 3e-3
+
+
+def test_peak_memory_is_a_quarter_of_all_logits() -> None:
+    """The benchmark's own measure, at a size that runs in a blink."""
+    path = Path(__file__).parents[3] / "benchmarks" / "model.py"
+    spec = importlib.util.spec_from_file_location("benchmark_model", path)
+    assert spec is not None
+    assert spec.loader is not None
+    benchmark = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(benchmark)
+    found = benchmark.memory(torch.device("cpu"), positions=2048, vocabulary=4096, chunk=256)
+    assert found["ratio"] <= 0.25
 
 
 def test_log_probs_and_their_gradients_equal_log_softmax() -> None:

@@ -63,15 +63,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         grad_weight = torch.zeros_like(weight_VD, dtype=torch.float32) if wants_weight else None
         for start in range(0, hidden_ND.shape[0], chunk):
             rows = slice(start, start + chunk)
-            hidden_CD = hidden_ND[rows]
-            logits_CV = F.linear(hidden_CD, weight_VD).float()
-            chunk_loss, scores_CV = _loss_and_gradient(logits_CV, labels_N[rows], z_loss, wants_gradient=wants_hidden or wants_weight)
-            total += chunk_loss
-            scores_CV = scores_CV.to(weight_VD.dtype)
-            if grad_hidden is not None:
-                grad_hidden[rows] = scores_CV @ weight_VD
-            if grad_weight is not None:
-                _accumulate(grad_weight, scores_CV, hidden_CD)
+            into = None if grad_hidden is None else grad_hidden[rows]
+            total += _one_chunk(hidden_ND[rows], weight_VD, labels_N[rows], z_loss, into, grad_weight)
         ctx.save_for_backward(grad_hidden, grad_weight)
         ctx.weight_dtype = weight_VD.dtype
         return total
@@ -83,6 +76,21 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         hidden = None if grad_hidden is None else (grad_hidden.float() * scale).to(grad_hidden.dtype)
         weight = None if grad_weight is None else (grad_weight * scale).to(ctx.weight_dtype)
         return hidden, weight, None, None, None
+
+
+def _one_chunk(
+    hidden_CD: Tensor, weight_VD: Tensor, labels_C: Tensor, z_loss: float, grad_hidden: Tensor | None, grad_weight: Tensor | None
+) -> Tensor:
+    """Returns the chunk's loss and adds its gradients. A function of its own, so that its logits are gone before the next chunk's."""
+    logits_CV = F.linear(hidden_CD, weight_VD).float()
+    wants_gradient = grad_hidden is not None or grad_weight is not None
+    loss, scores_CV = _loss_and_gradient(logits_CV, labels_C, z_loss, wants_gradient=wants_gradient)
+    scores_CV = scores_CV.to(weight_VD.dtype)
+    if grad_hidden is not None:
+        grad_hidden.copy_(scores_CV @ weight_VD)
+    if grad_weight is not None:
+        _accumulate(grad_weight, scores_CV, hidden_CD)
+    return loss
 
 
 def _loss_and_gradient(logits_CV: Tensor, labels_C: Tensor, z_loss: float, *, wants_gradient: bool) -> tuple[Tensor, Tensor]:

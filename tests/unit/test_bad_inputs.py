@@ -33,6 +33,7 @@ BAD = [
         ["weights.caption`", "did you mean `pretrain.data.mixture.weights.captions`"],
     ),
     ("B01", "plan mm1_tiny --set pretrain.data.datasets.txt.kind=text", ["datasets.txt`", "did you mean `pretrain.data.datasets.text`"]),
+    ("B01", "plan mm1_tiny --set pretrain.data.datasets.².kind=text", ["unknown key `pretrain.data.datasets.²`", "known here: captions"]),
     ("B01", "plan mm1_tiny --set pretrain.seed.x=1", ["`pretrain.seed`", "is a value (0)"]),
     ("B01", "plan mm1_tinny", ["`mm1_tinny`", "did you mean `mm1_tiny`"]),
     ("B01", "plan mm1_tiny --hardware h10", ["--hardware 'h10'", "did you mean `h100`"]),

@@ -155,15 +155,17 @@ def _place(target: "Target", *, chosen: str | None) -> "Place":
 
 
 def _rank(rank: str | None) -> int | None:
+    from stagecoach.contract.names import whole_number
     from stagecoach.explain.logs import SUPERVISOR_RANK
 
     if rank is None:
         return None
     if rank == "supervisor":
         return SUPERVISOR_RANK
-    if not rank.isdigit():
+    number = whole_number(rank)
+    if number is None:
         raise ConfigError(f"--rank {rank!r}: a rank's number from 0, or `supervisor`")
-    return int(rank)
+    return number
 
 
 def _print_line(line: "LogLine") -> int:

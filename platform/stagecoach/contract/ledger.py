@@ -20,7 +20,7 @@ from stagecoach.contract.job import (
     Submission,
     SubmissionState,
 )
-from stagecoach.contract.names import stage_folder
+from stagecoach.contract.names import stage_folder, whole_number
 from stagecoach.contract.plan import StagePlan
 from stagecoach.contract.records import Stored, decode, encode
 from stagecoach.storage import NotFound, Store, open_store
@@ -93,7 +93,7 @@ class JobFolder:
 
     def attempt_numbers(self) -> list[int]:
         """Claimed attempts, in order."""
-        return sorted(int(name) for name in self.store.list_folders("attempts") if name.isdigit())
+        return sorted(number for name in self.store.list_folders("attempts") if (number := whole_number(name)) is not None)
 
     def attempt_start(self, attempt: int) -> AttemptStart | None:
         return self._read(f"attempts/{attempt}/start.json", AttemptStart)
@@ -161,7 +161,7 @@ class JobFolder:
         for line in self.lines("events", attempt, source):
             try:
                 yield json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 continue
 
     # --- inside
@@ -178,7 +178,7 @@ class JobFolder:
 
     def _numbered(self, prefix: str, suffix: str, kind: type[S]) -> Iterable[S]:
         names = [info.key.removeprefix(prefix + "/") for info in self.store.list(prefix)]
-        numbers = sorted(int(stem) for name in names if (stem := name.removesuffix(f"{suffix}.json")).isdigit())
+        numbers = sorted(number for name in names if (number := whole_number(name.removesuffix(f"{suffix}.json"))) is not None)
         found = (self._read(f"{prefix}/{number}{suffix}.json", kind) for number in numbers)
         return [record for record in found if record is not None]
 

@@ -11,6 +11,11 @@ RUN_ID = re.compile(r"[a-z][a-z0-9-]{0,39}")
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
+def whole_number(text: str) -> int | None:
+    """The number that 1 to 18 ASCII digits write; None for anything else (`isdigit` also takes '²', and `int` refuses 4301 digits)."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= 18 else None
+
+
 def check_run_id(run_id: str) -> str:
     """Returns `run_id`, or raises ConfigError with the rule and a name that would do."""
     if RUN_ID.fullmatch(run_id) and not run_id.endswith("-"):

@@ -13,7 +13,10 @@ from typing import Annotated, Any, ClassVar, TypeVar, Union, cast, get_args, get
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from stagecoach.contract.names import whole_number
 from stagecoach.errors import ConfigError, ContractError, NewerFormat, StagecoachError
+
+SHOWN_CHARS = 200  # of a wrong value
 
 R = TypeVar("R")
 
@@ -62,13 +65,14 @@ def decode(kind: type[S], body: bytes, *, uri: str) -> S:
     """Reads one object. Raises ContractError that names `uri` when the format is another's or newer (NewerFormat), or a field is wrong."""
     try:
         loaded = json.loads(body)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # RecursionError: thousands of nested brackets
         raise ContractError(f"{uri} is not JSON ({error}); it was not written by Stagecoach, or was edited") from error
     stated = loaded.pop("format", None) if isinstance(loaded, dict) else None
-    name, _, version = str(stated).rpartition("/")
-    if name != kind.FORMAT or not version.isdigit():
-        raise ContractError(f"{uri} has format {stated!r}; expected {kind.FORMAT}/{kind.VERSION}")
-    if int(version) > kind.VERSION:
+    name, _, written = str(stated).rpartition("/")
+    version = whole_number(written)
+    if name != kind.FORMAT or version is None:
+        raise ContractError(f"{uri} has format {shortened(repr(stated))}; expected {kind.FORMAT}/{kind.VERSION}")
+    if version > kind.VERSION:
         raise NewerFormat(
             f"{uri} has format {stated}, newer than {kind.FORMAT}/{kind.VERSION}, the newest this Stagecoach reads; "
             "use the version that wrote it, or a later one"
@@ -101,7 +105,12 @@ def describe_problem(kind: Any, item: Any, prefix: str = "", plain: Any = None) 
         return f"unknown key `{dotted}`{did_you_mean(path[-1], siblings, dotted.rpartition('.')[0])}"
     if item["type"] in ("missing", "missing_argument", "missing_keyword_only_argument"):
         return f"`{dotted}` is missing"
-    return f"`{dotted}` = {json.dumps(item['input'], default=str)}: {rule_of(item)}"
+    return f"`{dotted}` = {shortened(json.dumps(item['input'], default=str))}: {rule_of(item)}"
+
+
+def shortened(text: str) -> str:
+    """For a message: its beginning, where it is longer than a person reads."""
+    return text if len(text) <= SHOWN_CHARS else f"{text[:SHOWN_CHARS]}... ({len(text)} characters)"
 
 
 def label_of(item: Any, index: int) -> str:
@@ -113,9 +122,10 @@ def _labelled(path: Sequence[str], plain: Any) -> list[str]:
     """The path with entries of lists named."""
     named = []
     for part in path:
-        if isinstance(plain, list) and part.isdigit() and int(part) < len(plain):
-            named.append(label_of(plain[int(part)], int(part)))
-            plain = plain[int(part)]
+        index = whole_number(part)
+        if isinstance(plain, list) and index is not None and index < len(plain):
+            named.append(label_of(plain[index], index))
+            plain = plain[index]
         else:
             named.append(part)
             plain = plain.get(part) if isinstance(plain, dict) else None

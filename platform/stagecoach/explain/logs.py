@@ -79,7 +79,7 @@ def readable(text: str) -> str:
         return text
     try:
         line: dict[str, Any] = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text
     if not isinstance(line.get("message"), str) or "level" not in line:
         return text

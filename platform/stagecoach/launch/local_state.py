@@ -211,7 +211,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
     """A small JSON object; None when it is missing or no object."""
     try:
         found = json.loads(path.read_bytes())
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) else None
 

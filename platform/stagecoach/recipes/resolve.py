@@ -16,6 +16,7 @@ from typing import Any, cast, get_type_hints
 
 from pydantic import ValidationError
 
+from stagecoach.contract.names import whole_number
 from stagecoach.contract.plan import PipelinePlan, StagePlan
 from stagecoach.contract.records import adapter, did_you_mean, label_of, rule_of, to_plain, union_members, validate, walk_leaves
 from stagecoach.costs import hardware as known_hardware
@@ -262,8 +263,9 @@ def _index(entries: list[Any], part: str, walked: str, setting: Setting) -> int:
     labels = [label_of(entry, index) for index, entry in enumerate(entries)]
     if part in labels:
         return labels.index(part)
-    if part.isdigit() and int(part) < len(entries):
-        return int(part)
+    place = whole_number(part)
+    if place is not None and place < len(entries):
+        return place
     raise ConfigError(f"{setting.text}: unknown key `{walked}.{part}`{did_you_mean(part, labels, walked)}")
 
 

@@ -109,3 +109,12 @@ def test_runs_are_listed_and_their_stages_found(tmp_path: Path) -> None:
     assert runs.stage(record, "sft").uri.endswith("runs/toy/stages/01-sft")
     runs.job("preflight-1").write_job(JobRecord(name="preflight-1", kind="preflight", identity="", created_at=builders.TIME))
     assert runs.job_names() == ["preflight-1"]
+
+
+def test_names_that_only_look_like_numbers_are_passed_over(job: JobFolder) -> None:
+    job.claim_attempt(builders.attempt_start())
+    for name in ("²", "٣", "-1", "1" * 50):
+        job.store.publish(f"attempts/{name}/start.json", b"{}")
+        job.store.publish(f"submissions/{name}.json", b"{}")
+    assert job.attempt_numbers() == [1]
+    assert job.submissions() == []

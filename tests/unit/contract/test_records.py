@@ -37,6 +37,8 @@ def test_a_record_comes_back_equal_and_says_its_format() -> None:
         ("stagecoach.attempt-start/2", "newer than stagecoach.attempt-start/1"),
         ("stagecoach.progress/1", "expected stagecoach.attempt-start/1"),
         ("stagecoach.attempt-start/x", "expected stagecoach.attempt-start/1"),
+        ("stagecoach.attempt-start/²", "expected stagecoach.attempt-start/1"),
+        ("stagecoach.attempt-start/" + "1" * 5000, "expected stagecoach.attempt-start/1"),
         (None, "expected stagecoach.attempt-start/1"),
     ],
 )
@@ -47,7 +49,7 @@ def test_another_format_is_refused_by_name(stated: str | None, says: str) -> Non
     assert says in str(caught.value)
 
 
-@pytest.mark.parametrize("body", [b"", b"\xff\xfe", b"[1]", b"{", b'"text"'])
+@pytest.mark.parametrize("body", [b"", b"\xff\xfe", b"[1]", b"{", b'"text"', b"[" * 200_000, b'{"format":' + b"1" * 5000])
 def test_what_is_no_object_is_refused_with_its_uri(body: bytes) -> None:
     with pytest.raises(ContractError, match="s3://b/progress.json"):
         decode(Progress, body, uri="s3://b/progress.json")

@@ -163,6 +163,7 @@ def test_logs_follow_until_the_job_has_ended(ask: Ask, root: str) -> None:
         (("logs", "mm1-demo", "--attempt", "9"), "has no attempt 9; it has: 1, 2"),
         (("logs", "mm1-demo", "--attempt", "0"), "x>=1"),
         (("logs", "mm1-demo", "--rank", "first"), "--rank 'first': a rank's number from 0, or `supervisor`"),
+        (("logs", "mm1-demo", "--rank", "²"), "--rank '²': a rank's number from 0, or `supervisor`"),
         (("explain", "x", "--root", "ftp://host/y"), "scheme 'ftp'"),
         (("explain", "pipe:cat"), "pipe:cat"),
         (("explain",), "Missing argument"),

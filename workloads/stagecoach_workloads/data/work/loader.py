@@ -31,9 +31,11 @@ _NEVER = 1 << 62  # StatefulDataLoader: do not snapshot workers
 
 @dataclass(frozen=True, kw_only=True)
 class WorkSettings:
-    """How the work is done; none of it changes a batch. `workers` 0: in this process. `prefetch` tasks per worker are under way."""
+    """How the work is done; none of it changes a batch. `workers` 0: threads of this process, which was the fastest on two
+    cores and starts at once (benchmarks/data_decode.py); processes pay off where Python's own work crowds the training loop.
+    `prefetch` tasks per worker are under way."""
 
-    workers: int = 2
+    workers: int = 0
     threads: int = 2  # decoding, per worker
     prefetch: int = 2
     timeout_s: float = 0.0  # 0: storage has its own deadline

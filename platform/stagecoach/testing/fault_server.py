@@ -194,7 +194,7 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self._answer(*self._forward(body))
 
-    do_GET = do_PUT = do_HEAD = do_POST = do_DELETE = handle_any  # noqa: N815 - names that http.server calls
+    do_GET = do_PUT = do_HEAD = do_POST = do_DELETE = handle_any  # names that http.server calls
 
     def _refusal(self) -> tuple[int, str] | None:
         faults = self.owner.faults

@@ -37,7 +37,7 @@ unit: $(STAMP)  ## tests that need one process
 	$(BIN)/python -m pytest tests/unit tests/render --durations 5
 
 distributed: $(STAMP)  ## tests that start real processes; GPU and browser tests say what they lack
-	$(BIN)/python -m pytest tests/distributed tests/gpu tests/browser --durations 5
+	$(BIN)/python -m pytest tests --ignore tests/unit --ignore tests/render --ignore tests/cluster --durations 5
 
 test-cluster: $(STAMP)  ## tests that need a real Kubernetes and S3: found by KUBECONFIG and AWS_ENDPOINT_URL_S3
 	tests/cluster/run $(BIN)/python -m pytest tests/cluster --durations 5

@@ -147,7 +147,7 @@ def test_a_drawn_box_is_where_it_was_after_cutting_and_joining() -> None:
         image = np.zeros((tiling.height, tiling.width, 3), np.uint8)
         box = (tiling.width // 4, tiling.height // 4, tiling.width // 2 + 1, tiling.height // 2 + 1)
         image[box[1] : box[3], box[0] : box[2]] = 255
-        tiles = torch.from_numpy(tiles_of(png(image), tiling))
+        tiles = torch.from_numpy(tiles_of(png(image), tiling)).permute(0, 3, 1, 2)
         assert tiles.shape == (len(tiling.tiles), 3, 16, 16)
         left, top, right, bottom = tiling.canvas.inner
         joined = join_tiles(tiles, tiling)
@@ -165,7 +165,7 @@ def test_a_drawn_box_is_where_it_was_after_cutting_and_joining() -> None:
 def test_tiles_of_a_wide_grid_are_tiles_and_not_bands() -> None:
     tiling = plan_tiles(Image(size=4, split=replace(STATIC, overview="none"), fit="squash"), 8, 8)
     image = np.arange(64, dtype=np.uint8).reshape(8, 8, 1).repeat(3, 2)
-    tiles = torch.from_numpy(tiles_of(png(image), tiling))
+    tiles = torch.from_numpy(tiles_of(png(image), tiling)).permute(0, 3, 1, 2)
     whole = torch.from_numpy(image).permute(2, 0, 1)
     assert torch.equal(tiles[1], whole[:, :4, 4:])
     assert torch.equal(join_tiles(tiles, tiling), whole)

@@ -71,7 +71,7 @@ class WarmAgents:
 def torchrun_arguments(
     *, entrypoint: str, nodes: int, node: int, ranks_per_node: int, master: tuple[str, int], local_addr: str, run_id: str, log_dir: Path
 ) -> list[str]:
-    """torchrun's command line: static rendezvous, no restarts of its own (they are ours), quick to see a dead rank."""
+    """torchrun's command line: static rendezvous, no restarts of its own (they are ours), and it looks at its ranks seldom."""
     return [
         f"--nnodes={nodes}",
         f"--node-rank={node}",
@@ -82,7 +82,7 @@ def torchrun_arguments(
         f"--master-port={master[1]}",
         f"--local-addr={local_addr}",
         "--max-restarts=0",
-        "--monitor-interval=0.1",
+        "--monitor-interval=5",  # we see a dead rank at once; torchrun must not collect its exit code before we have read it
         f"--log-dir={log_dir}",  # else a folder of each attempt stays behind in /tmp
         "-m",
         "stagecoach_workloads.rank",

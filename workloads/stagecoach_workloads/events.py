@@ -2,6 +2,7 @@
 
 import json
 import os
+import select
 import time
 from collections import deque
 from collections.abc import Mapping
@@ -10,7 +11,7 @@ from typing import Any
 
 MAX_WAITING = 10_000  # lines kept while the pipe is full
 MAX_LINE_BYTES = 4096  # PIPE_BUF: a longer write to a pipe may be cut
-CLOSE_S = 1.0
+CLOSE_S = 3.0
 
 
 class EventPipe:
@@ -37,8 +38,11 @@ class EventPipe:
     def close(self) -> None:
         """Waits a moment for the reader to make room."""
         deadline = time.monotonic() + CLOSE_S
-        while self._pipe >= 0 and not self._send() and time.monotonic() < deadline:
-            time.sleep(0.01)
+        room = select.poll()
+        if self._pipe >= 0:
+            room.register(self._pipe, select.POLLOUT)
+        while self._pipe >= 0 and not self._send() and (left := deadline - time.monotonic()) > 0:
+            room.poll(left * 1000)
         if self._pipe >= 0:
             os.close(self._pipe)
             self._pipe = -1
@@ -46,7 +50,7 @@ class EventPipe:
     def _send(self) -> bool:
         """True when nothing waits any more."""
         if self._dropped and len(self._waiting) < MAX_WAITING:
-            self._waiting.append(json.dumps({"t": time.time(), "name": "events_dropped", "value": self._dropped}).encode() + b"\n")
+            self._waiting.appendleft(json.dumps({"t": time.time(), "name": "events_dropped", "value": self._dropped}).encode() + b"\n")
             self._dropped = 0
         while self._waiting:
             try:

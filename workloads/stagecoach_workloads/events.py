@@ -49,10 +49,11 @@ class EventPipe:
 
     def _send(self) -> bool:
         """True when nothing waits any more."""
-        if self._dropped and len(self._waiting) < MAX_WAITING:
-            self._waiting.appendleft(json.dumps({"t": time.time(), "name": "events_dropped", "value": self._dropped}).encode() + b"\n")
-            self._dropped = 0
-        while self._waiting:
+        while self._waiting or self._dropped:
+            if self._dropped and len(self._waiting) < MAX_WAITING:
+                note = {"t": time.time(), "name": "events_dropped", "value": self._dropped}
+                self._waiting.appendleft(json.dumps(note).encode() + b"\n")
+                self._dropped = 0
             try:
                 os.write(self._pipe, self._waiting[0])
             except OSError:  # full, or the reader is gone

@@ -5,19 +5,24 @@ A command's module imports only click and the standard library at its top; what 
 """
 
 import difflib
+import io
 import os
+import signal
 import sys
 from importlib.metadata import EntryPoint, entry_points
+from types import FrameType
 
 import click
 
 from stagecoach import __version__
+from stagecoach.cli.tables import visible
 from stagecoach.errors import StagecoachError
 
 GROUP = "stagecoach.commands"
 EXTRA_OF_MODULE = {
     "torch": "train", "torchdata": "train", "tensorboard": "train", "numpy": "train", "safetensors": "train", "PIL": "train",
-    "pyarrow": "train", "prometheus_client": "train",
+    "pyarrow": "train", "prometheus_client": "train", "cv2": "train", "simplejpeg": "train", "av": "train", "pypdfium2": "train",
+    "tokenizers": "train", "xxhash": "train",
     "torchx": "control", "kubernetes": "control", "prefect": "control",
     "ray": "ray",
 }  # fmt: skip
@@ -93,13 +98,30 @@ def cli() -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """The console script. Never a traceback for what a person can mend."""
-    sys.stdout = sys.stdout or open(os.devnull, "w")  # started with stdout closed  # noqa: SIM115
+    prepare_streams()
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_DFL:  # under nohup SIGHUP is ignored, and stays so
+            signal.signal(number, end_by_signal)
     status = run(arguments)
     try:
         sys.stdout.flush()
     except OSError:  # told already; the interpreter would flush again when it ends, and tell it in its own way
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(status)
+
+
+def prepare_streams() -> None:
+    """Stands in for a stream that was closed when we were started; what an encoding does not have is escaped, not raised."""
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def end_by_signal(number: int, _frame: FrameType | None) -> None:
+    """Ends as by Ctrl-C: a command that started something gets the chance to stop it."""
+    raise SystemExit(128 + number)
 
 
 def run(arguments: list[str] | None) -> int:
@@ -109,23 +131,33 @@ def run(arguments: list[str] | None) -> int:
         return returned if isinstance(returned, int) else 0
     except click.exceptions.Exit as exit_:
         return exit_.exit_code
-    except click.ClickException as error:  # UsageError and its kind
-        error.show()
-        return 2
-    except (click.Abort, KeyboardInterrupt):
-        click.echo("stopped", err=True)
-        return 130
-    except StagecoachError as error:
-        from stagecoach.redaction import redact
-
-        click.echo(f"stagecoach: {redact(str(error))}", err=True)
-        return int(error.exit_code)
-    except ModuleNotFoundError as error:
-        click.echo(f"stagecoach: {missing_extra(error)}", err=True)
-        return 1
     except BrokenPipeError:  # `stagecoach plan ... | head`: whoever read us has enough
         return 0
-    except OSError as error:  # a full disk behind stdout, a folder that may not be read
+    except (Exception, KeyboardInterrupt) as error:
+        status, says = told(error)
+        try:
+            click.echo(says, err=True)
+        except OSError:
+            pass  # nobody can be told; the status says it
+        return status
+
+
+def told(error: BaseException) -> tuple[int, str]:
+    """Exit status and sentence of an error that a person can mend. Raises any other again."""
+    if isinstance(error, click.UsageError) and error.ctx is not None:
+        context = error.ctx
+        return 2, f"{context.get_usage()}\nTry '{context.command_path} --help' for help.\n\nError: {visible(error.format_message())}"
+    if isinstance(error, click.ClickException):
+        return 2, f"Error: {visible(error.format_message())}"
+    if isinstance(error, click.Abort | KeyboardInterrupt):
+        return 130, "stopped"
+    if isinstance(error, StagecoachError):
+        from stagecoach.redaction import redact
+
+        return int(error.exit_code), f"stagecoach: {visible(redact(str(error)))}"
+    if isinstance(error, ModuleNotFoundError):
+        return 1, f"stagecoach: {missing_extra(error)}"
+    if isinstance(error, OSError):  # a full disk behind stdout, a folder that may not be read
         where = f" ({error.filename})" if error.filename else ""
-        click.echo(f"stagecoach: {error.strerror or error}{where}", err=True)
-        return 1
+        return 1, f"stagecoach: {visible(f'{error.strerror or error}{where}')}"
+    raise error

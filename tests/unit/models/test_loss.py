@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 
 from stagecoach_workloads.models.loss import IGNORE_INDEX, chunked_cross_entropy, chunked_log_probs
 

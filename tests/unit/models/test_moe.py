@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import Tensor
 
 from stagecoach.contract.plan import Decoder as DecoderPlan

@@ -11,7 +11,7 @@ from functools import cache
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import Tensor
 
 from stagecoach.errors import ConfigError

@@ -7,7 +7,7 @@ attention (arXiv:2305.13245) and SwiGLU (arXiv:2002.05202). Qwen2 adds query/key
 from typing import NamedTuple, Protocol
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stagecoach.contract.plan import Decoder as DecoderPlan

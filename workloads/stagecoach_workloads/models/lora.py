@@ -1,7 +1,7 @@
 """Low-rank adapters (LoRA, arXiv:2106.09685), which BLIP-3's preference and safety stages train. R rank."""
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stagecoach.contract.plan import Lora

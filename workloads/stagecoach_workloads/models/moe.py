@@ -8,7 +8,7 @@ import math
 from typing import Any, Literal, NamedTuple
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 ExpertMath = Literal["auto", "grouped", "loop"]

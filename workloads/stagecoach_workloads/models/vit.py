@@ -8,7 +8,7 @@ is entered once per step on every rank, whatever a rank's images are (FSDP gathe
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stagecoach.contract.plan import Encoder as EncoderPlan

@@ -20,8 +20,10 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --progress-bar on -c constraints.txt -e '.[dev]'
 	@touch $@
 
-demo: $(STAMP)  ## a plan, and a two-rank preflight of this machine
+demo: $(STAMP)  ## a plan, a made corpus to look at, and a two-rank preflight of this machine
 	$(BIN)/stagecoach plan mm1_tiny
+	$(BIN)/stagecoach data make demo/corpus --profile tiny
+	$(BIN)/stagecoach data inspect demo/corpus --samples 34 --out demo/contact-sheet.png
 	$(BIN)/stagecoach preflight --launcher local --ranks-per-node 2
 
 test: check unit distributed  ## everything that needs no cluster, no GPU: at most 30 minutes on two cores
@@ -50,7 +52,7 @@ chaos: $(STAMP)  ## many kills; figures into workloads/results/
 	$(BIN)/python benchmarks/faults.py --kills 50 --json workloads/results/faults.json
 
 bench: $(STAMP)  ## ratios against a peer or a limit, in one run each
-	for script in benchmarks/storage.py benchmarks/storage_faults.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+	for script in benchmarks/storage.py benchmarks/storage_faults.py benchmarks/data_plan.py benchmarks/data_decode.py benchmarks/model.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
 
 learn:  ## trains the larger miniature (comes with the trainer)
 	@echo "make learn: there is no trainer yet, so there is nothing to learn; see the issues" >&2; exit 2

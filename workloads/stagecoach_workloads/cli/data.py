@@ -142,7 +142,7 @@ def verify_command(uri: str, as_json: bool) -> None:
 def inspect_command(uri: str, samples: int, out: str | None) -> None:
     """Writes a contact sheet: samples with their text, boxes drawn. Of a made corpus: some of every dataset. Prints the file's path."""
     from stagecoach_workloads.data.dataset import open_dataset
-    from stagecoach_workloads.data.inspect import contact_sheet, html_sheet, pick, stack
+    from stagecoach_workloads.data.inspect import choose, contact_sheet, html_sheet
 
     path = Path(out or "contact-sheet.png")
     if path.suffix not in (".png", ".html"):
@@ -150,12 +150,10 @@ def inspect_command(uri: str, samples: int, out: str | None) -> None:
     addresses = [address for address in dataset_uris(as_uri(uri)) if not address.endswith(("/validation", "/test"))] or dataset_uris(
         as_uri(uri)
     )
-    each = max(1, samples // len(addresses))
-    datasets = [open_dataset(address) for address in addresses]
-    if path.suffix == ".html":
-        path.write_bytes(b"".join(html_sheet(dataset, pick(len(dataset), each)) for dataset in datasets))
-    else:
-        path.write_bytes(stack([contact_sheet(dataset, pick(len(dataset), each)) for dataset in datasets]))
+    chosen = choose([open_dataset(address) for address in addresses], samples)
+    title = f"{as_uri(uri)}: {len(chosen)} samples"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(html_sheet(title, chosen) if path.suffix == ".html" else contact_sheet(chosen))
     click.echo(path.resolve())
 
 

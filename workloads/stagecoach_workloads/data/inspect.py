@@ -4,6 +4,7 @@ import base64
 import html
 import io
 import textwrap
+from collections.abc import Sequence
 from typing import Any
 
 from PIL import Image, ImageDraw
@@ -23,9 +24,18 @@ def pick(count: int, wanted: int) -> list[int]:
     return [number * count // wanted for number in range(wanted)] if wanted else []
 
 
-def contact_sheet(dataset: Dataset, numbers: list[int], *, columns: int = 3) -> bytes:
+Chosen = Sequence[tuple[Dataset, int]]  # samples to show: a dataset and a sample's number
+
+
+def choose(datasets: Sequence[Dataset], wanted: int) -> Chosen:
+    """About `wanted` samples, at least one of every dataset, evenly spread over each."""
+    each = max(1, wanted // max(1, len(datasets)))
+    return [(dataset, number) for dataset in datasets for number in pick(len(dataset), each)]
+
+
+def contact_sheet(chosen: Chosen, *, columns: int = 3) -> bytes:
     """A PNG: one tile a sample, with its category, its first images (boxes drawn) and its text. Damaged samples say so."""
-    tiles = [_tile(dataset, number) for number in numbers]
+    tiles = [_tile(dataset, number) for dataset, number in chosen]
     rows = -(-len(tiles) // columns)
     height = max((tile.height for tile in tiles), default=20)
     sheet = Image.new("RGB", (columns * (_WIDTH + 6), rows * (height + 6)), (90, 90, 90))
@@ -37,10 +47,10 @@ def contact_sheet(dataset: Dataset, numbers: list[int], *, columns: int = 3) -> 
     return held.getvalue()
 
 
-def html_sheet(dataset: Dataset, numbers: list[int]) -> bytes:
+def html_sheet(title: str, chosen: Chosen) -> bytes:
     """The same as one self-contained HTML page, with all of the text and all images."""
     blocks = []
-    for number in numbers:
+    for dataset, number in chosen:
         try:
             sample = dataset.read(number)
         except ContentError as error:
@@ -53,7 +63,7 @@ def html_sheet(dataset: Dataset, numbers: list[int]) -> bytes:
             f"<article><h2>{html.escape(sample.key)} · {html.escape(sample.category)}</h2>{pictures}{text}<small>{answer}</small></article>"
         )
     style = "body{font:14px sans-serif;margin:2em}article{border-bottom:1px solid #ccc}img{max-height:200px;margin:2px}.bad{color:#b00}"
-    title = html.escape(f"{dataset.uri}: {len(numbers)} of {len(dataset)} samples")
+    title = html.escape(title)
     return f"<!doctype html><meta charset=utf-8><title>{title}</title><style>{style}</style><h1>{title}</h1>{''.join(blocks)}".encode()
 
 
@@ -108,16 +118,3 @@ def _as_base64(picture: Image.Image) -> str:
     held = io.BytesIO()
     picture.save(held, "PNG")
     return base64.b64encode(held.getvalue()).decode()
-
-
-def stack(sheets: list[bytes]) -> bytes:
-    """Several PNG sheets below one another as one."""
-    pictures = [Image.open(io.BytesIO(sheet)) for sheet in sheets]
-    whole = Image.new("RGB", (max(p.width for p in pictures), sum(p.height for p in pictures)), (90, 90, 90))
-    at = 0
-    for picture in pictures:
-        whole.paste(picture, (0, at))
-        at += picture.height
-    held = io.BytesIO()
-    whole.save(held, "PNG")
-    return held.getvalue()

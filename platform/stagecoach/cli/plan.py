@@ -2,12 +2,15 @@
 
 import click
 
+from stagecoach.cli.options import Seconds
+from stagecoach.cli.tables import print_json
+
 
 @click.command("recipes")
 @click.option("--json", "as_json", is_flag=True, help="One JSON list on stdout and nothing else.")
 def recipes_command(as_json: bool) -> None:
     """Lists the recipes: stages, parameters, tokens."""
-    from stagecoach.cli.plan_tables import print_json, recipes_table, show
+    from stagecoach.cli.plan_tables import recipes_table, show
     from stagecoach.recipes import RECIPES
     from stagecoach.recipes.report import recipe_json
 
@@ -22,7 +25,7 @@ def recipes_command(as_json: bool) -> None:
 @click.argument("recipe")
 @click.option("--set", "settings", metavar="PATH=VALUE", multiple=True, help="Override a value; repeatable. See below.")
 @click.option("--hardware", metavar="NAME", help="Cost all stages for h100, h200 or cpu instead of the recipe's own.")
-@click.option("--grace", "grace_s", metavar="SECONDS", type=click.FloatRange(min=0, min_open=True),
+@click.option("--grace", "grace_s", metavar="SECONDS", type=Seconds(min=0, min_open=True),
               help="Grace period of the cluster, which a save is held against; default: the site's.")  # fmt: skip
 @click.option("--sources", "with_sources", is_flag=True, help="Where every value comes from, with its grade.")
 @click.option("--diff", "other", metavar="RECIPE", help="What differs from another recipe (or from the same one without --set).")
@@ -67,7 +70,7 @@ def plan_command(
         return
     reports = report(resolved, grace_s=load_site().grace_s if grace_s is None else grace_s)
     if as_json:
-        tables.print_json(plan_json(resolved, reports))
+        print_json(plan_json(resolved, reports))
     else:
         tables.print_plan(resolved, reports)
     tables.narrate_errors(reports)

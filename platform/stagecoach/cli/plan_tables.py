@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from stagecoach.cli.tables import print_json
 from stagecoach.contract.identity import identity_hash, layout_hash
 from stagecoach.recipes.problems import Problem
 from stagecoach.recipes.report import StageReport
@@ -29,11 +30,6 @@ def show(*tables: Table) -> None:
     out = console()
     for table in tables:
         out.print(table)
-
-
-def print_json(value: Any) -> None:
-    """One JSON value, keys sorted."""
-    click.echo(json.dumps(value, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False))
 
 
 def table(title: str, *columns: str, left: int = 1) -> Table:
@@ -214,9 +210,10 @@ def print_difference(resolved: Resolved, other: Resolved, *, as_json: bool) -> N
     if not found:
         click.echo(f"{resolved.recipe} and {other.recipe} do not differ", err=True)
         return
-    made = table(f"{resolved.recipe} against {other.recipe}", "value", resolved.recipe, other.recipe, left=3)
-    for path, here, there in found:
-        made.add_row(path, escape(short(here)), escape(short(there)))
+    here = resolved.recipe + (" as set" if resolved.settings or resolved.arguments else "")
+    made = table(f"{here} against {other.recipe}", "value", here, other.recipe, left=3)
+    for path, mine, theirs in found:
+        made.add_row(path, escape(short(mine)), escape(short(theirs)))
     show(made)
 
 

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from stagecoach.cli.options import Seconds
+from stagecoach.cli.tables import write_json
 from stagecoach.errors import ConfigError, StorageError
 
 if TYPE_CHECKING:
@@ -29,7 +31,7 @@ GRACE_S = 5  # there is nothing to save
 @click.option(
     "--set", "overrides", multiple=True, metavar="P=V", help="A limit or measure, like max_clock_skew_s=0.5; an unknown one lists all."
 )
-@click.option("--timeout", "timeout_s", type=click.FloatRange(min=0, min_open=True), default=300.0, show_default=True, metavar="S")
+@click.option("--timeout", "timeout_s", type=Seconds(min=0, min_open=True), default=300.0, show_default=True, metavar="S")
 @click.option("--json", "as_json", is_flag=True, help="The report (stagecoach.preflight/1) on stdout and nothing else.")
 def preflight_command(
     launcher: str,
@@ -63,7 +65,7 @@ def preflight_command(
         except StorageError as error:
             report = bucket_out_of_reach(folder, settings, nodes, ranks_per_node, error)
     if as_json:
-        click.echo(encode(report).decode(), nl=False)
+        write_json(encode(report).decode())
     else:
         print_report(report)
         click.echo(f"report: {folder.uri}/report.json", err=True)
@@ -81,10 +83,11 @@ def new_name() -> str:
 
 def read_overrides(overrides: tuple[str, ...]) -> "PreflightSettings":
     """The settings with every `P=V` put in. Raises ConfigError that names the setting."""
-    import json
-
     from stagecoach.contract.preflight import PreflightSettings
     from stagecoach.contract.records import validate
+    from stagecoach.recipes.resolve import parse_value
+    from stagecoach.site import check_root
+    from stagecoach.storage import UriPolicy
 
     values: dict[str, object] = {}
     for override in overrides:
@@ -93,11 +96,11 @@ def read_overrides(overrides: tuple[str, ...]) -> "PreflightSettings":
             raise ConfigError(f"--set {override!r}: write it as NAME=VALUE, like max_clock_skew_s=0.5")
         if name in values:
             raise ConfigError(f"--set {name} is given twice; keep one of them")
-        try:
-            values[name] = json.loads(text)
-        except ValueError:
-            values[name] = text
-    return validate(PreflightSettings, values, where="--set")
+        values[name] = parse_value(text)
+    settings = validate(PreflightSettings, values, where="--set")
+    if settings.bucket_uri is not None:  # refused here, before job.json keeps it
+        UriPolicy().check(check_root(settings.bucket_uri, "--set bucket_uri"))
+    return settings
 
 
 def prepare_job(
@@ -142,17 +145,19 @@ def run_job(
     launcher: "Launcher", folder: "JobFolder", spec: "LaunchSpec", settings: "PreflightSettings", *, timeout_s: float, narrator: "Narrator"
 ) -> "PreflightReport":
     """Submits, watches, and returns the report: rank 0's, or one made from how the job ended. Nothing is left running."""
-    from stagecoach.launch.submit import note_end, submit_job
+    from stagecoach.launch.submit import note_end, submit_job, with_number
 
     narrator.say("submitting")
-    handle = submit_job(launcher, folder, spec)
     try:
+        handle = submit_job(launcher, folder, spec)
         report, end = watch(launcher, folder, handle, timeout_s=timeout_s, narrator=narrator)
         everybody_leaves = report is not None and not any(problem.check == "present" for problem in report.problems)
         state = leave(launcher, handle, patience_s=LEAVE_S if everybody_leaves else 0.0, narrator=narrator)
     except BaseException:
         narrator.say("cancelling")
-        launcher.cancel(handle)
+        started = launcher.attach(with_number(spec, 1).name)  # not our handle: the submission may have been interrupted half-way
+        if started is not None:
+            launcher.cancel(started)
         raise
     note_end(folder, len(folder.submissions()), handle, state)
     if report is not None:

@@ -48,11 +48,14 @@ class Narrator:
             self._status.stop()
 
     def say(self, text: str) -> None:
-        """Says it once."""
-        if self._status is not None:
-            self._status.update(f"{time.monotonic() - self._started:.0f} s  {text}")
-        elif text != self.last:
-            click.echo(f"{time.monotonic() - self._started:6.1f} s  {text}", err=True)
+        """Says it once. A stderr that is gone (a closed terminal, `2>&1 | head`) must not keep us from watching or cancelling the job."""
+        try:
+            if self._status is not None:
+                self._status.update(f"{time.monotonic() - self._started:.0f} s  {text}")
+            elif text != self.last:
+                click.echo(f"{time.monotonic() - self._started:6.1f} s  {text}", err=True)
+        except OSError:
+            pass
         self.last = text
 
     def follow(self, folder: JobFolder, state: JobState) -> None:

@@ -4,6 +4,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from stagecoach.cli.options import Seconds
+from stagecoach.cli.tables import print_json, print_table, visible, write_json
 from stagecoach.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -18,7 +20,7 @@ root_option = click.option("--root", metavar="URI", help="Where runs are kept; d
 json_option = click.option("--json", "as_json", is_flag=True, help="One JSON value on stdout and nothing else.")
 stage_option = click.option("--stage", metavar="S", help="One stage of the run; default: the one that matters now.")
 wait_option = click.option(
-    "--wait", "wait_s", type=click.FloatRange(min=0), default=WAIT_S, show_default=True, metavar="S",
+    "--wait", "wait_s", type=Seconds(min=0), default=WAIT_S, show_default=True, metavar="S",
     help="How long to watch whether a heartbeat moves, where an attempt has no end.",
 )  # fmt: skip
 
@@ -29,7 +31,6 @@ wait_option = click.option(
 def runs_command(root: str | None, as_json: bool) -> None:
     """Lists runs and other jobs, with where each of them is."""
     from stagecoach.cli.listing import list_all
-    from stagecoach.cli.tables import print_table
     from stagecoach.contract.ledger import Runs
     from stagecoach.explain.facts import gather
     from stagecoach.site import root_uri
@@ -37,7 +38,7 @@ def runs_command(root: str | None, as_json: bool) -> None:
     uri = root_uri(root)
     listed = list_all(Runs.open(uri), gather)
     if as_json:
-        _print_json([entry.plain() for entry in listed])
+        print_json([entry.plain() for entry in listed])
     elif not listed:
         click.echo(f"no runs and no jobs under {uri}", err=True)
     else:
@@ -54,7 +55,6 @@ def runs_command(root: str | None, as_json: bool) -> None:
 def status_command(run: str, root: str | None, stage: str | None, wait_s: float, as_json: bool) -> None:
     """Shows every stage of RUN (or one job): where it is, its last step and commit, how it goes."""
     from stagecoach.cli.listing import status_row
-    from stagecoach.cli.tables import print_table
     from stagecoach.contract.records import to_plain
     from stagecoach.explain.cluster import view_of_launcher
     from stagecoach.explain.facts import gather
@@ -63,7 +63,7 @@ def status_command(run: str, root: str | None, stage: str | None, wait_s: float,
     facts = gather(_find(run, root, stage), view_of=view_of_launcher, wait_s=wait_s)
     whole, each = explain(facts), explain_each(facts)
     if as_json:
-        _print_json({"format": "stagecoach.status/1", "run": facts.name, "uri": facts.uri, "jobs": [to_plain(said) for said in each]})
+        print_json({"format": "stagecoach.status/1", "run": facts.name, "uri": facts.uri, "jobs": [to_plain(said) for said in each]})
         return
     columns = ("stage", "state", "attempt", "step", "of", "committed", "lost", "left", "phase")
     print_table(columns, [status_row(said) for said in each], title=facts.name)
@@ -89,9 +89,9 @@ def explain_command(run: str, root: str | None, stage: str | None, wait_s: float
 
     said = explain(gather(_find(run, root, stage), view_of=None if bucket_only else view_of_launcher, wait_s=wait_s))
     if as_json:
-        click.echo(encode(said).decode(), nl=False)
+        write_json(encode(said).decode())
         return
-    click.echo(said.sentence)
+    click.echo(visible(said.sentence))
     _narrate(_sources(said))
     for bad in said.unreadable:
         _narrate(f"cannot be read: {bad.says}")
@@ -185,10 +185,4 @@ def _sources(said: "Explanation") -> str:
 
 
 def _narrate(text: str) -> None:
-    click.echo(text, err=True)
-
-
-def _print_json(value: object) -> None:
-    import json
-
-    click.echo(json.dumps(value, sort_keys=True, indent=1, ensure_ascii=False))
+    click.echo(visible(text), err=True)

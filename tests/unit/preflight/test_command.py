@@ -1,14 +1,19 @@
 """`stagecoach preflight` asked wrongly, and how its report looks. What it finds on real processes: tests/distributed/preflight."""
 
+import io
 from dataclasses import replace
 from pathlib import Path
 
+import click
 import pytest
 
-from stagecoach.cli import run
-from stagecoach.cli.preflight_table import MAX_ROWS, by_phase, print_report
+from stagecoach.cli import cli, run
+from stagecoach.cli.preflight_table import MAX_ROWS, Narrator, by_phase, print_report
+from stagecoach.constants import Phase
+from stagecoach.contract.launch import JobState, LaunchSpec, RunHandle
 from stagecoach.contract.preflight import ClockReport, MatmulReport, PreflightReport, Problem, RankReport, verdict_of
 from stagecoach.contract.records import decode, encode
+from stagecoach.testing.fake_launcher import FakeLauncher
 
 
 def a_rank(number: int) -> RankReport:
@@ -84,3 +89,40 @@ def test_asked_wrongly_exits_2_and_writes_nothing(
     assert (status, captured.out) == (2, "")
     assert says in captured.err
     assert not (tmp_path / "root").exists()
+
+
+class Interrupted(FakeLauncher):
+    """Takes the job; then Ctrl-C comes before the caller learns of it."""
+
+    def submit(self, spec: LaunchSpec) -> RunHandle:
+        super().submit(spec)
+        raise KeyboardInterrupt
+
+
+class Deaf(FakeLauncher):
+    """Somebody sends SIGTERM while the job is watched."""
+
+    def describe(self, handle: RunHandle) -> JobState:
+        if not self.cluster.jobs[handle.name].state.phase.is_terminal:
+            raise SystemExit(143)
+        return super().describe(handle)
+
+
+@pytest.mark.parametrize("kind", [Interrupted, Deaf])
+def test_an_interrupted_command_leaves_no_job_behind(kind: type[FakeLauncher], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    launcher = kind()
+    monkeypatch.setattr("stagecoach.launch.registry.get_launcher", lambda _: launcher)
+    with pytest.raises((SystemExit, KeyboardInterrupt, click.Abort)):
+        cli.main(["preflight", "--root", f"file://{tmp_path}"], standalone_mode=False)
+    assert [job.state.phase for job in launcher.cluster.jobs.values()] == [Phase.CANCELLED]
+
+
+def test_progress_that_nobody_reads_stops_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Gone(io.StringIO):
+        def write(self, text: str) -> int:
+            raise BrokenPipeError
+
+    monkeypatch.setattr("sys.stderr", Gone())
+    with Narrator("file:///x") as narrator:
+        narrator.say("starting")
+    assert narrator.last == "starting"

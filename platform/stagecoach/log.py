@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from loguru import logger
 
+from stagecoach.errors import ConfigError
 from stagecoach.redaction import hide_environment, redact
 
 if TYPE_CHECKING:
@@ -15,14 +16,20 @@ if TYPE_CHECKING:
 
 __all__ = ["configure", "logger"]
 
+LEVELS = ("TRACE", "DEBUG", "INFO", "SUCCESS", "WARNING", "ERROR", "CRITICAL")
 _READABLE = "<dim>{time:HH:mm:ss}</dim> <level>{level: <7}</level> {message}"
 
 
 def configure(*, as_json: bool | None = None, level: str | None = None) -> None:
-    """Makes stderr the only sink. Defaults: `as_json` from STAGECOACH_LOG=json (set in jobs), `level` from STAGECOACH_LOG_LEVEL."""
+    """Makes stderr the only sink. Defaults: `as_json` from STAGECOACH_LOG=json (set in jobs), `level` from STAGECOACH_LOG_LEVEL.
+
+    Raises ConfigError for a level that does not exist.
+    """
     if as_json is None:
         as_json = os.environ.get("STAGECOACH_LOG") == "json"
-    level = level or os.environ.get("STAGECOACH_LOG_LEVEL", "INFO")
+    level = (level or os.environ.get("STAGECOACH_LOG_LEVEL") or "INFO").upper()
+    if level not in LEVELS:
+        raise ConfigError(f"STAGECOACH_LOG_LEVEL={level!r} is no level; use one of {', '.join(LEVELS)}")
     hide_environment()
     logger.remove()
     # diagnose=False: loguru would print the values of variables in tracebacks, secrets among them.

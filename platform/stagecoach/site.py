@@ -126,12 +126,33 @@ def _say(item: Any) -> str:
 
 
 def state_folder() -> Path:
-    """This user's folder for what must outlive a command on this machine: STAGECOACH_STATE_DIR, else XDG's state folder."""
-    if given := os.environ.get("STAGECOACH_STATE_DIR"):
-        return Path(given)
-    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "stagecoach"
+    """This user's folder for what must outlive a command on this machine: STAGECOACH_STATE_DIR, else XDG's state folder.
+
+    An absolute path without '..'. Raises ConfigError for a user without a home (a container that runs as any number).
+    """
+    home = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
+    try:
+        folder = Path(os.environ.get("STAGECOACH_STATE_DIR") or f"{home}/stagecoach").expanduser()
+    except RuntimeError:
+        raise ConfigError(
+            f"user {os.getuid()} has no home folder to keep runs in; set STAGECOACH_STATE_DIR to a folder that may be written"
+        ) from None
+    return Path(os.path.abspath(folder))
 
 
 def root_uri(given: str | None) -> str:
-    """Where runs are kept: `--root`, else the site's, else `file://` under the user's state folder."""
-    return given or load_site().root or f"file://{state_folder().absolute()}/root"
+    """Where runs are kept: `--root`, else the site's, else `file://` under the user's state folder. Raises ConfigError."""
+    if given is not None:
+        return check_root(given, "--root")
+    if root := load_site().root:
+        return check_root(root, "root of the site")
+    return f"file://{state_folder()}/root"
+
+
+def check_root(uri: str, where: str) -> str:
+    """Raises ConfigError where nobody but this process could read what is written."""
+    if not uri.strip():
+        raise ConfigError(f"{where} is empty; write file:///folder or s3://bucket/prefix, or leave it away")
+    if uri.lower().startswith("memory:"):
+        raise ConfigError(f"{where} {uri!r}: lives in one process's memory, which no job can see; use file:///folder or s3://bucket/prefix")
+    return uri

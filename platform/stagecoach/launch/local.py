@@ -17,8 +17,9 @@ from stagecoach.errors import ConfigError, StagecoachError
 from stagecoach.launch.appdef import SUPERVISOR, build_app
 from stagecoach.launch.local_logs import job_lines
 from stagecoach.launch.local_phase import LedgerView, job_state
-from stagecoach.launch.local_state import JobDirectory, LocalJob, job_directories, now, state_dir, written_at
+from stagecoach.launch.local_state import JobDirectory, LocalJob, job_directories, now, written_at
 from stagecoach.launch.local_stop import cancel_job
+from stagecoach.site import state_folder
 from stagecoach.supervisor.claims import latest_committed
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ class LocalLauncher:
 
     def __init__(self, state: Path | None = None, *, module: str = SUPERVISOR) -> None:
         """`module` is what `python -m` starts on every node."""
-        self.state, self.module = state or state_dir(), module
+        self.state, self.module = state or state_folder(), module
 
     def submit(self, spec: LaunchSpec) -> RunHandle:
         """Create or attach; completes a job whose submitter died half-way. Raises NameTaken with what differs, ConfigError."""

@@ -28,9 +28,10 @@ from stagecoach.launch.appdef import DIGEST_KEY, RESERVED, SECRETS_KEY, spec_of
 from stagecoach.launch.differences import name_taken
 from stagecoach.launch.local_logs import follow_file
 from stagecoach.launch.local_phase import LedgerView, job_state
-from stagecoach.launch.local_state import JobDirectory, LocalJob, job_directories, now, state_dir
+from stagecoach.launch.local_state import JobDirectory, LocalJob, job_directories, now
 from stagecoach.launch.local_stop import cancel_job
 from stagecoach.launch.processes import start_node
+from stagecoach.site import state_folder
 
 NAME = "stagecoach_local"
 DEFAULT_GRACE_S = 30  # of an app that plain `torchx run` started
@@ -89,7 +90,7 @@ class StagecoachLocalScheduler(Scheduler[dict[str, Any]]):  # type: ignore[misc]
 
     def __init__(self, session_name: str, *, state: Path | None = None) -> None:
         super().__init__(NAME, session_name)
-        self.state = state or state_dir()
+        self.state = state or state_folder()
 
     def _run_opts(self) -> runopts:
         return runopts()

@@ -34,12 +34,6 @@ LOCK_WAIT_S = 30.0  # a submit holds the lock for some 20 ms a node
 Condition = Literal["absent", "starting", "running", "ended", "dead"]
 
 
-def state_dir() -> Path:
-    """Where this user's local jobs are kept."""
-    home = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
-    return Path(os.environ.get("STAGECOACH_STATE_DIR") or f"{home}/stagecoach").expanduser().absolute()
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LocalJob(Stored):
     """`job.json`. `spec` is None for an app that plain `torchx run` started."""

@@ -9,15 +9,15 @@ from torchx.runner import Runner
 from torchx.schedulers import DEFAULT_SCHEDULER_MODULES, get_scheduler_factories
 from torchx.specs import AppDef, AppState, Role
 
-from stagecoach.launch.local_state import state_dir
 from stagecoach.launch.torchx_plugin import registered, stagecoach_local
+from stagecoach.site import state_folder
 from stagecoach.testing.local_world import wait_for
 
 
 @pytest.fixture
 def runner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Runner:
     monkeypatch.setenv("STAGECOACH_STATE_DIR", str(tmp_path))
-    assert state_dir() == tmp_path
+    assert state_folder() == tmp_path
     return Runner("test", {"stagecoach_local": stagecoach_local})
 
 

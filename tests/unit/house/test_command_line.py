@@ -1,5 +1,7 @@
 """The command line never shows a traceback for what a person can mend, and one broken plugin does not take the others away."""
 
+import json
+import os
 import subprocess
 import sys
 from importlib.metadata import EntryPoint
@@ -100,3 +102,44 @@ def test_a_stdout_that_takes_nothing_ends_without_a_traceback(where: str, says: 
     command = f"{sys.executable} -m stagecoach.cli recipes --json {where}"
     shown = subprocess.run(command, shell=True, capture_output=True, text=True, check=False, timeout=60)
     assert shown.stderr == says
+
+
+@pytest.mark.parametrize("where", ["2>&-", "2>/dev/full"], ids=["closed", "full"])
+@pytest.mark.parametrize(("arguments", "status"), [("recipes --json", 0), ("plan no_such_recipe", 2)])
+def test_a_stderr_that_takes_nothing_changes_no_exit_status(arguments: str, status: int, where: str) -> None:
+    command = f"{sys.executable} -m stagecoach.cli {arguments} {where}"
+    assert subprocess.run(command, shell=True, stdout=subprocess.DEVNULL, check=False, timeout=60).returncode == status
+
+
+def test_a_table_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+    (tmp_path / "jobs" / "a").mkdir(parents=True)
+    (tmp_path / "jobs" / "a" / "job.json").write_text("{}")
+    command = f"{sys.executable} -m stagecoach.cli runs --root file://{tmp_path} > /dev/full"
+    shown = subprocess.run(command, shell=True, capture_output=True, text=True, check=False, timeout=60)
+    assert (shown.returncode, shown.stderr) == (1, "stagecoach: No space left on device\n")
+
+
+def test_names_and_signs_that_the_encoding_does_not_have_are_escaped(tmp_path: Path) -> None:
+    for name in ("caf\u00e9 \U0001f600", "two\x1b[2Jlines", os.fsdecode(b"not-utf8-\xff")):
+        (tmp_path / "jobs" / name).mkdir(parents=True)
+        (tmp_path / "jobs" / name / "job.json").write_text("{}")
+
+    def ask(*arguments: str, encoding: str) -> subprocess.CompletedProcess[bytes]:
+        command = [sys.executable, "-m", "stagecoach.cli", *arguments]
+        environment = {**os.environ, "PYTHONIOENCODING": encoding}
+        return subprocess.run(command, capture_output=True, check=False, timeout=60, env=environment)
+
+    runs = ("runs", "--root", f"file://{tmp_path}")
+    for encoding in ("ascii", "latin-1", "utf-8"):
+        assert ask("recipes", encoding=encoding).returncode == 0  # stages are joined by an arrow
+        table = ask(*runs, encoding=encoding)
+        assert (table.returncode, table.stderr) == (0, b"")
+        assert b"\x1b" not in table.stdout
+        listed = json.loads(ask(*runs, "--json", encoding=encoding).stdout)
+        assert sorted(entry["name"] for entry in listed) == sorted(path.name for path in (tmp_path / "jobs").iterdir())
+
+
+def test_a_level_that_does_not_exist_is_refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("STAGECOACH_LOG_LEVEL", "loud")
+    assert run("recipes") == 2
+    assert "STAGECOACH_LOG_LEVEL='LOUD' is no level; use one of TRACE" in capsys.readouterr().err

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from stagecoach.errors import ConfigError
-from stagecoach.site import load_site
+from stagecoach.site import load_site, root_uri, state_folder
 
 
 def site_file(folder: Path, body: str | bytes) -> str:
@@ -58,3 +58,28 @@ def test_a_wrong_file_is_refused_by_name(tmp_path: Path, body: str | bytes, says
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="No such file"):
         load_site(str(tmp_path / "none.toml"))
+
+
+@pytest.mark.parametrize(
+    ("given", "folder"),
+    [("~/x", "{home}/x"), ("{home}/a/../b", "{home}/b"), ("b c", "{cwd}/b c"), ("", "{home}/.local/state/stagecoach")],
+)
+def test_the_state_folder_is_an_absolute_path(given: str, folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("XDG_STATE_HOME", raising=False)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("STAGECOACH_STATE_DIR", given.format(home=tmp_path))
+    wanted = folder.format(home=tmp_path, cwd=tmp_path)
+    assert str(state_folder()) == wanted
+    assert root_uri(None) == f"file://{wanted}/root"
+
+
+def test_a_user_without_a_home_is_told_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_such_user(uid: int) -> None:
+        raise KeyError(f"getpwuid(): uid not found: {uid}")
+
+    for name in ("HOME", "STAGECOACH_STATE_DIR", "XDG_STATE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", no_such_user)  # a pod that runs as any number has no line in /etc/passwd
+    with pytest.raises(ConfigError, match="set STAGECOACH_STATE_DIR"):
+        state_folder()

@@ -50,6 +50,7 @@ BAD = [
     ("B02", "plan mm1_tiny --set pretrain.model.decoder.moe.experts=4", ["`pretrain.model.decoder.moe.every`", "is missing"]),
     ("B02", "plan mm1_tiny --set tokens=many", ["`tokens`", '"many"', "valid integer"]),
     ("B02", "plan mm1_tiny --set pretrain.batch.size", ["pretrain.batch.size", "PATH=VALUE"]),
+    ("B02", "plan mm1_tiny --set pretrain=3", ["`pretrain` is a stage", "pretrain.steps"]),
     ("B02", "plan mm1_tiny --set pretrain..size=1", ["pretrain..size", "PATH=VALUE"]),
     ("B02", "plan mm1_tiny --set mixture=45:45", ["mixture='45:45'", "45:45:10"]),
     ("B02", "plan blip3_4b --set edition=2023", ["`edition`", "2023", "2024 or 2025"]),
@@ -64,6 +65,9 @@ BAD = [
     ("B03", "plan mm1_tiny --set pretrain.data.mixture.weights.text=1.5", ["weights.text.weight`", "1.5", "less than or equal to 1"]),
     ("B03", "plan mm1_tiny --set mixture=-1:1:1", ["mixture='-1:1:1'", "not be negative"]),
     ("B03", "plan mm1_tiny --grace 0", ["--grace", "0"]),
+    ("B03", "plan mm1_tiny --grace nan", ["--grace", "nan", "finite"]),
+    ("B03", "explain any --wait inf", ["--wait", "inf", "finite"]),
+    ("B03", "preflight --timeout nan", ["--timeout", "nan", "finite"]),
     # B04 fewer rows than ranks
     ("B04", "plan mm1_3b --set pretrain.batch.size=100", ["`pretrain.batch.size`", "100 rows", "128 ranks", "at most 100 ranks"]),
     ("B04", "plan mm1_tiny --set sft.layout.nodes=8", ["`sft.batch.size`", "16 ranks", "ranks, or a larger"]),
@@ -144,6 +148,28 @@ BAD = [
     ("schedule", "plan mm1_tiny --set pretrain.steps=20", ["warmup_steps`", "20 warm-up steps of 20", "fewer than 20"]),
     ("length", "plan mm1_3b --set pretrain.batch.seq_len=8192", ["`pretrain.batch.seq_len`", "8192", "4096", "max_positions"]),
     ("hardware", "plan mm1_tiny --set pretrain.resources.hardware=tpu", ["resources.hardware`", "'tpu' is not known", "h100"]),
+    # B13 names of stages become folders
+    ("B13", "plan mm1_tiny --set sft.name=../../etc", ["`sft.name`", "../../etc", "must match pattern"]),
+    ("B13", "plan mm1_tiny --set sft.name=SFT", ["`sft.name`", "SFT", "must match pattern"]),
+    # B22 addresses, B57 secrets in them
+    (
+        "B22",
+        "plan mm1_tiny --set pretrain.data.datasets.text.uri=pipe:cat",
+        ["`pretrain.data.datasets.text.uri`", "'pipe:' would run a command"],
+    ),
+    ("B22", "plan mm1_tiny --set pretrain.data.tokenizer=http://169.254.169.254/t.json", ["`pretrain.data.tokenizer`", "link-local"]),
+    ("B22", "plan mm1_3b --set pretrain.init.encoder=s3://bucket/../other", ["`pretrain.init.encoder`", "'..' part"]),
+    ("B22", "preflight --set bucket_uri=pipe:cat", ["pipe:cat", "would run a command"]),
+    ("B22", "preflight --set bucket_uri=memory://x", ["bucket_uri", "no job can see"]),
+    ("B22", "preflight --root memory://x", ["--root", "no job can see"]),
+    ("B22", "runs --root ''", ["--root is empty", "s3://bucket/prefix"]),
+    (
+        "B57",
+        "plan mm1_tiny --set pretrain.data.datasets.text.uri=s3://me:hunter2hunter2@bucket/text",
+        ["`pretrain.data.datasets.text.uri`", "s3://***@bucket", "AWS_*"],
+    ),
+    ("B57", "plan mm1_3b --sources --set pretrain.init.decoder=s3://me:hunter2hunter2@bucket/lm", ["`pretrain.init.decoder`", "AWS_*"]),
+    ("B57", "preflight --set bucket_uri=s3://me:hunter2hunter2@bucket/x", ["s3://***@bucket", "AWS_*"]),
     # B25 fewer samples than a step needs
     (
         "B25",
@@ -162,7 +188,7 @@ BAD = [
 @pytest.mark.parametrize(("row", "arguments", "words"), BAD, ids=[f"{row}-{index}" for index, (row, _, _) in enumerate(BAD)])
 def test_bad_input_is_refused_with_its_path_value_and_rule(
     row: str,
-    arguments: list[str],
+    arguments: str,
     words: Sequence[str],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -170,9 +196,13 @@ def test_bad_input_is_refused_with_its_path_value_and_rule(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("STAGECOACH_STATE_DIR", "XDG_STATE_HOME", "STAGECOACH_SITE"):  # else what is written would not be seen here
+        monkeypatch.delenv(name, raising=False)
     assert run(shlex.split(arguments)) == 2
-    said = capsys.readouterr().err
+    captured = capsys.readouterr()
+    said = captured.err
     assert "Traceback" not in said
+    assert "hunter2" not in said + captured.out
     for word in words:
         assert word in said, said
     assert list(tmp_path.iterdir()) == []
@@ -208,9 +238,12 @@ def test_costs_are_printed_whatever_is_wrong(
     assert all(set(problem) == {"severity", "path", "says", "do"} for stage in report["stages"] for problem in stage["problems"])
 
 
-def test_a_value_that_cannot_be_printed_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["plan", "mm1_tiny", "--set", "pretrain.code=\udcff\x00"]) == 2
-    assert "cannot be printed" in capsys.readouterr().err
+@pytest.mark.parametrize("value", ["\udcff\x00", "\x1b[31mred", '"\\u001b[31mred"', '"\\ud800"', '{"a": ["\\u0000"]}'])
+def test_a_value_that_cannot_be_printed_is_refused(value: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["plan", "mm1_tiny", "--set", f"pretrain.code={value}"]) == 2
+    said = capsys.readouterr().err
+    assert "cannot be printed" in said
+    assert said.strip().isprintable()
 
 
 def test_a_closed_pipe_ends_quietly() -> None:

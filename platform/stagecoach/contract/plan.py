@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Le, Len
-from pydantic import Discriminator
+from pydantic import Discriminator, StringConstraints
 
 from stagecoach.contract.records import Record, Stored
 
@@ -20,6 +20,7 @@ Positive = Annotated[float, Gt(0), Le(1e15)]
 NotNegative = Annotated[float, Ge(0), Le(1e15)]
 Fraction = Annotated[float, Ge(0), Le(1)]
 Name = Annotated[str, Len(1, 64)]
+StageName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_-]{0,39}$")]  # it becomes a folder and a part of a job's name
 
 Part = Literal["encoder", "connector", "decoder", "embeddings"]  # what can be trained or frozen; embeddings include an untied head
 
@@ -32,7 +33,7 @@ class Parent(Record):
     """Starts from the last checkpoint of another stage of this pipeline."""
 
     kind: Literal["parent"] = "parent"
-    stage: Name
+    stage: StageName
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -391,7 +392,7 @@ class StagePlan(Stored):
 
     FORMAT = "stagecoach.plan"
 
-    name: Name
+    name: StageName
     kind: StageKind
     init: Init
     duration: Duration

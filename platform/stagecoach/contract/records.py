@@ -5,6 +5,7 @@ A stored object is JSON with sorted keys, UTF-8, and `"format": "<name>/<version
 
 import difflib
 import json
+import re
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import fields, is_dataclass
 from functools import cache
@@ -136,7 +137,7 @@ def rule_of(item: Any) -> str:
     """Pydantic's sentence, in a config author's words."""
     if item["type"].startswith("dataclass"):
         return "it has fields of its own: set one of them, or give a JSON object"
-    message: str = item["msg"].replace("Input should", "must")
+    message: str = re.sub(r"^\w+ should ", "must ", item["msg"])
     if item["type"] == "int_type" and isinstance(item["input"], float) and item["input"].is_integer():
         message += f"; write {int(item['input'])}"
     return f"{message[:1].lower()}{message[1:]}"

@@ -9,7 +9,7 @@ STAGES = {
     "dpo": "preference tuning (dpo)",
     "safety": "safety tuning",
 }
-LEAVE_OUT = "leave the stage out with --stages"
+LEAVE_OUT = "its costs stand; a run leaves it out with `stagecoach run --stages`"
 
 # path -> (what, is it asked for, what to do meanwhile)
 NOT_BUILT: dict[str, tuple[str, Callable[[StagePlan], bool], str]] = {

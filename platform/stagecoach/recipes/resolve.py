@@ -10,7 +10,7 @@ that start from that one, unless they set it themselves: they continue the same 
 import copy
 import inspect
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, cast, get_type_hints
 
@@ -18,10 +18,11 @@ from pydantic import ValidationError
 
 from stagecoach.contract.names import whole_number
 from stagecoach.contract.plan import PipelinePlan, StagePlan
-from stagecoach.contract.records import adapter, did_you_mean, label_of, rule_of, to_plain, union_members, validate, walk_leaves
+from stagecoach.contract.records import adapter, did_you_mean, label_of, rule_of, shortened, to_plain, union_members, validate, walk_leaves
 from stagecoach.costs import hardware as known_hardware
 from stagecoach.errors import ConfigError
 from stagecoach.recipes import recipe_function
+from stagecoach.recipes.addresses import check_addresses
 
 INHERITED = ("model.encoder.", "model.connector.", "model.decoder.")
 
@@ -68,6 +69,8 @@ def resolve(recipe: str, settings: Sequence[str] = (), *, hardware: str | None =
         asked += [Setting(f"{stage.name}.resources.hardware", hardware, f"--hardware {hardware}") for stage in base.stages]
     refuse_contradictions(asked)
     plan, inherited = apply_settings(base, asked)
+    for stage in plan.stages:
+        check_addresses(stage)
     return Resolved(recipe=recipe, plan=plan, default=default, arguments=arguments, settings=tuple(asked), inherited=tuple(inherited))
 
 
@@ -87,18 +90,35 @@ def parse_setting(text: str) -> Setting:
 
 
 def parse_value(text: str) -> Any:
-    """JSON; `None` is null; a word that is not JSON is text. Surrogates (bytes that are not UTF-8) are refused."""
+    """JSON; `None` is null; a word that is not JSON is text. Control characters and surrogates (bytes that are not UTF-8) are refused."""
     if text == "None":
         return None
     try:
-        return json.loads(text)
-    except ValueError:
-        pass
+        value = _json_or_text(text)
+        odd = next((part for part in _texts(value) if not part.isprintable()), None)
     except RecursionError:
         raise ConfigError(f"--set value {text[:40]!r}...: it is nested too deeply; no field holds such a value") from None
-    if not text.isprintable():
-        raise ConfigError(f"--set value {text!r}: it has characters that cannot be printed; write plain UTF-8 text")
-    return text
+    if odd is not None:
+        raise ConfigError(f"--set value {shortened(ascii(odd))}: it has characters that cannot be printed; write plain UTF-8 text")
+    return value
+
+
+def _json_or_text(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Every text in a JSON value, keys too."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for inner in value:
+            yield from _texts(inner)
+        if isinstance(value, dict):
+            yield from _texts(list(value.values()))
 
 
 def recipe_arguments(recipe: str, settings: Sequence[Setting]) -> dict[str, Any]:
@@ -111,6 +131,8 @@ def recipe_arguments(recipe: str, settings: Sequence[Setting]) -> dict[str, Any]
         name = setting.path
         if name not in known:
             stages = [stage.name for stage in function().stages]
+            if name in stages:
+                raise ConfigError(f"{setting.text}: `{name}` is a stage; set a field of it, such as {name}.steps or {name}.batch.size")
             near = did_you_mean(name, [*known, *stages])
             raise ConfigError(f"{setting.text}: `{name}` is no argument of recipe {recipe} (fields are written STAGE.path){near}")
         try:

@@ -137,3 +137,23 @@ def test_workers_survive_the_sigterm_of_their_group(corpus: str) -> None:
         if "spawn_main" in " ".join(child.cmdline()):
             child.send_signal(signal.SIGTERM)
     assert [first.step, *(step.step for step in loader)] == list(range(30))
+
+
+_LEAVES_EARLY = """
+import sys
+sys.path.insert(0, {here!r})
+from test_elastic import stage
+from stagecoach_workloads.data.plan.open import open_data
+from stagecoach_workloads.data.work.loader import StepLoader, WorkSettings
+
+if __name__ == "__main__":
+    steps = iter(StepLoader(open_data(stage(), data=sys.argv[1]), settings=WorkSettings(workers=1)))
+    print(next(steps).step)
+"""
+
+
+def test_a_process_that_ends_in_mid_loop_does_not_wait_for_its_workers(corpus: str, tmp_path: Path) -> None:
+    script = tmp_path / "child.py"
+    script.write_text(_LEAVES_EARLY.format(here=str(Path(__file__).parent)))
+    done = subprocess.run([sys.executable, str(script), corpus], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout.strip()) == (0, "0"), done.stderr

@@ -4,13 +4,16 @@ torchdata's StatefulDataLoader starts the workers and keeps the order; its own s
 a step is the same whatever the number of ranks, workers, threads or prefetched tasks.
 """
 
+import multiprocessing
 import os
 import signal
 import warnings
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from multiprocessing.process import BaseProcess
+from multiprocessing.util import Finalize
 from threading import Lock
 from typing import Any
 
@@ -164,7 +167,9 @@ class StepLoader:
             return
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="'set_vital' is deprecated")  # torchdata 0.11 calls it; torch 2.13 warns
+            before = set(multiprocessing.active_children())
             batches = iter(self._loader())
+            end_with_this_process([child for child in multiprocessing.active_children() if child not in before])
         yield from batches
 
     def _here(self) -> Iterator[Batch]:
@@ -206,6 +211,16 @@ class _Noting(Sampler[Task]):
         for task in self.tasks:
             self.dealt.append((task.step, task.of))
             yield task
+
+
+def end_with_this_process(workers: Sequence[BaseProcess]) -> None:
+    """At exit multiprocessing sends SIGTERM, which our workers ignore, and then waits for them for ever: they are killed before that."""
+
+    def kill() -> None:
+        for worker in workers:
+            worker.kill()
+
+    Finalize(None, kill, exitpriority=100)
 
 
 def ignore_stop_signals(_worker: int) -> None:

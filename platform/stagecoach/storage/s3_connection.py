@@ -5,11 +5,14 @@ import concurrent.futures
 import functools
 import hashlib
 import os
+import re
 import threading
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
-from stagecoach.redaction import hide_environment
+from stagecoach.redaction import hide_environment, redact
+from stagecoach.storage.errors import AccessDenied, StoreMisconfigured
 from stagecoach.storage.retry import Gate
 from stagecoach.storage.s3_errors import Expired, translate
 from stagecoach.storage.settings import StoreSettings
@@ -101,8 +104,6 @@ class Connection:
 
 
 def _still_expired(expired: Expired, verb: str, bucket: str, key: str) -> Exception:
-    from stagecoach.storage.errors import AccessDenied, StoreMisconfigured
-
     if str(expired).endswith(": 400"):
         return StoreMisconfigured(
             f"{verb} s3://{bucket}/{key}: the server answers 400 Bad Request; check the region (AWS_REGION) and the credentials"
@@ -117,7 +118,7 @@ def _build_file_system(settings: StoreSettings) -> Any:
     """s3fs retries 5 times around a client that retries 5 times: both are told not to. Addresses stay plain for other people's servers."""
     import s3fs
 
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
+    endpoint = checked_endpoint()
     config: dict[str, Any] = {
         "retries": {"total_max_attempts": 1, "mode": "standard"},
         "connect_timeout": settings.connect_timeout_s,
@@ -138,6 +139,24 @@ def _build_file_system(settings: StoreSettings) -> Any:
     )
     fs.retries = 1
     return fs
+
+
+def checked_endpoint() -> str:
+    """The server's address from the environment, "" for AWS. Raises StoreMisconfigured where no request could ever be sent to it."""
+    name = next((name for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL") if os.environ.get(name)), "")
+    if not name:
+        return ""
+    given = os.environ[name]
+    try:
+        parts = urlsplit(given)
+        has_port_and_host = bool(parts.hostname) and (parts.port is None or parts.port > 0)
+    except ValueError:
+        has_port_and_host = False
+    if not has_port_and_host or parts.scheme not in ("http", "https") or parts.query or parts.fragment or re.search(r"\s", given):
+        raise StoreMisconfigured(f"{name}={redact(given)!r} is no valid address; write http://host:port or https://host")
+    if "@" in parts.netloc:
+        raise StoreMisconfigured(f"{name}={redact(given)!r} carries a user or password; credentials come from AWS_* variables or files")
+    return given
 
 
 def _session() -> Any:

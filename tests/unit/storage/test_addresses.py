@@ -112,3 +112,22 @@ def test_a_file_root_without_permission_or_with_a_file_in_the_way(tmp_path: Path
         store.publish("x" * 300, b"1")
     with pytest.raises(StoreMisconfigured, match="/proc/nothing/a: its folder cannot be made"):
         open_store("file:///proc/nothing").publish("a", b"1")
+
+
+@pytest.mark.parametrize(
+    ("address", "says"),
+    [
+        ("ftp://store", "write http://host:port"),
+        ("store:9000", "write http://host:port"),
+        ("http://store/path?x=1", "write http://host:port"),
+        ("http://store:port", "write http://host:port"),
+        ("http:// store", "write http://host:port"),
+        ("http://me:hunter2hunter2@store:9000", "http://***@store:9000' carries a user or password"),
+    ],
+)
+def test_an_address_that_is_none(address: str, says: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", address)
+    with pytest.raises(StoreMisconfigured, match="AWS_ENDPOINT_URL_S3=") as caught:
+        open_store("s3://bucket/x").read("a")
+    assert says in str(caught.value)
+    assert "hunter2" not in str(caught.value)

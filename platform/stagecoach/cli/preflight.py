@@ -50,12 +50,13 @@ def preflight_command(
     from stagecoach.cli.preflight_table import Narrator, print_report
     from stagecoach.contract.ledger import Runs
     from stagecoach.contract.records import encode
+    from stagecoach.explain.resolve import PERSON
     from stagecoach.launch.registry import get_launcher
     from stagecoach.site import root_uri
 
     settings = read_overrides(overrides)
     asked = get_launcher(launcher)
-    folder = Runs.open(root_uri(root)).job(new_name())
+    folder = Runs.open(root_uri(root), settings=PERSON).job(new_name())
     with Narrator(folder.uri) as narrator:
         try:
             spec = prepare_job(folder, settings, launcher=launcher, nodes=nodes, ranks_per_node=ranks_per_node, hardware=hardware)

@@ -33,10 +33,11 @@ def runs_command(root: str | None, as_json: bool) -> None:
     from stagecoach.cli.listing import list_all
     from stagecoach.contract.ledger import Runs
     from stagecoach.explain.facts import gather
+    from stagecoach.explain.resolve import PERSON
     from stagecoach.site import root_uri
 
     uri = root_uri(root)
-    listed = list_all(Runs.open(uri), gather)
+    listed = list_all(Runs.open(uri, settings=PERSON), gather)
     if as_json:
         print_json([entry.plain() for entry in listed])
     elif not listed:

@@ -23,7 +23,7 @@ from stagecoach.contract.job import (
 from stagecoach.contract.names import stage_folder, whole_number
 from stagecoach.contract.plan import StagePlan
 from stagecoach.contract.records import Stored, decode, encode
-from stagecoach.storage import NotFound, Store, open_store
+from stagecoach.storage import NotFound, Store, StoreSettings, open_store
 
 S = TypeVar("S", bound=Stored)
 
@@ -37,9 +37,9 @@ class JobFolder:
     store: Store
 
     @classmethod
-    def open(cls, uri: str) -> "JobFolder":
+    def open(cls, uri: str, *, settings: StoreSettings | None = None) -> "JobFolder":
         """The job at `uri`; nothing is read or written yet."""
-        return cls(open_store(uri))
+        return cls(open_store(uri, settings=settings))
 
     @property
     def uri(self) -> str:
@@ -190,8 +190,8 @@ class Runs:
     store: Store
 
     @classmethod
-    def open(cls, root: str) -> "Runs":
-        return cls(open_store(root))
+    def open(cls, root: str, *, settings: StoreSettings | None = None) -> "Runs":
+        return cls(open_store(root, settings=settings))
 
     def create(self, run: RunRecord) -> bool:
         """False when a run of that id exists: read it and compare."""

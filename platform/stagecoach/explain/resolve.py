@@ -7,8 +7,9 @@ from stagecoach.contract.job import RunRecord
 from stagecoach.contract.ledger import JobFolder, Runs
 from stagecoach.errors import ConfigError, ContractError, NewerFormat
 from stagecoach.explain.records import Unreadable
-from stagecoach.storage import ObjectCorrupt
+from stagecoach.storage import ObjectCorrupt, StoreSettings
 
+PERSON = StoreSettings(deadline_s=30.0)  # somebody waits for the answer, and can ask again: a job is far more patient
 FOLDERS_OF_A_JOB = ("attempts", "submissions")
 
 
@@ -36,7 +37,7 @@ def find(name: str, *, root: str) -> Target:
     """The run or job called `name` under `root`, or at the URI `name`. Raises ConfigError with the nearest names when there is none."""
     if "://" in name:
         return find_uri(name.rstrip("/"))
-    runs = Runs.open(root)
+    runs = Runs.open(root, settings=PERSON)
     target = _run(runs, name) or _job(runs, name)
     if target is None:
         raise ConfigError(unknown(name, runs))
@@ -49,7 +50,7 @@ def find_uri(uri: str) -> Target:
     root, _, kind = above.rpartition("/")
     if kind in ("runs", "jobs"):
         return find(name, root=root)
-    folder = JobFolder.open(uri)
+    folder = JobFolder.open(uri, settings=PERSON)
     if not is_job(folder):
         raise ConfigError(f"{uri} is no run and no job: it has neither run.json, job.json, plan.json nor attempts/; name the folder itself")
     return Target(name=name, uri=uri, run=None, places=(Place(name=name, folder=folder, is_stage=kind == "stages"),))

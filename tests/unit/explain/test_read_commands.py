@@ -185,3 +185,13 @@ def test_a_closed_pipe_is_no_error(crashed: JobBook, root: str) -> None:
     assert done.stdout.count("\n") == 1
     assert "Traceback" not in done.stderr
     assert "Error" not in done.stderr
+
+
+def test_a_person_does_not_wait_as_long_as_a_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[float] = []
+    monkeypatch.setattr(
+        "stagecoach.contract.ledger.open_store", lambda uri, settings: waited.append(settings.deadline_s) or open_store(uri)
+    )
+    for arguments in (["runs"], ["explain", "no-such"], ["status", "file:///no/such/folder"], ["logs", "no-such"]):
+        run([*arguments, "--root", "file:///no/such/root"] if "://" not in arguments[-1] else arguments)
+    assert waited == [30.0] * 4

@@ -69,7 +69,8 @@ def preflight_command(
         write_json(encode(report).decode())
     else:
         print_report(report)
-        click.echo(f"report: {folder.uri}/report.json", err=True)
+        if report.ranks:  # rank 0's own, which it left there; one without ranks was made here
+            click.echo(f"report: {folder.uri}/report.json", err=True)
     return 0 if report.fit else 1
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from stagecoach.cli import run
-from stagecoach.storage import open_store
+from stagecoach.storage import Store, StoreSettings, open_store
 from stagecoach.testing.ledger import JobBook, write_job, write_run
 
 Ask = Callable[..., tuple[int, str, str]]
@@ -189,9 +189,12 @@ def test_a_closed_pipe_is_no_error(crashed: JobBook, root: str) -> None:
 
 def test_a_person_does_not_wait_as_long_as_a_job(monkeypatch: pytest.MonkeyPatch) -> None:
     waited: list[float] = []
-    monkeypatch.setattr(
-        "stagecoach.contract.ledger.open_store", lambda uri, settings: waited.append(settings.deadline_s) or open_store(uri)
-    )
+
+    def watched(uri: str, settings: StoreSettings) -> Store:
+        waited.append(settings.deadline_s)
+        return open_store(uri, settings=settings)
+
+    monkeypatch.setattr("stagecoach.contract.ledger.open_store", watched)
     for arguments in (["runs"], ["explain", "no-such"], ["status", "file:///no/such/folder"], ["logs", "no-such"]):
         run([*arguments, "--root", "file:///no/such/root"] if "://" not in arguments[-1] else arguments)
     assert waited == [30.0] * 4

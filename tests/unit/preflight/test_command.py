@@ -126,3 +126,19 @@ def test_progress_that_nobody_reads_stops_nothing(monkeypatch: pytest.MonkeyPatc
     with Narrator("file:///x") as narrator:
         narrator.say("starting")
     assert narrator.last == "starting"
+
+
+def test_a_report_that_nobody_could_write_is_not_pointed_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Done(FakeLauncher):
+        def submit(self, spec: LaunchSpec) -> RunHandle:
+            handle = super().submit(spec)
+            self.cluster.finish(spec.name, 75)
+            return handle
+
+    monkeypatch.setattr("stagecoach.launch.registry.get_launcher", lambda _: Done())
+    assert run(["preflight", "--root", f"file://{tmp_path}"]) == 1
+    said = capsys.readouterr()
+    assert "the job ended before it began" in said.out
+    assert "report.json" not in said.out + said.err

@@ -115,7 +115,8 @@ def _supervisor_gone(said: Explanation) -> str:
 
 
 def _stopped(said: Explanation) -> str:
-    return f"{attempt(said)} was stopped by the platform{at_step(said)} after saving{said_by(said.message)}"
+    after = " after saving" if said.step else ""  # before the first step there was nothing to save
+    return f"{attempt(said)} was stopped by the platform{at_step(said)}{after}{said_by(said.message)}"
 
 
 def _stopped_unsaved(said: Explanation) -> str:

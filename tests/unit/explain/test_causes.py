@@ -259,6 +259,15 @@ def stopped_after_saving(root: str) -> None:
 
 
 @case(
+    "r1, stage pretrain: attempt 1 was stopped by the platform before its first step; nothing is lost; "
+    "nothing runs now, submitted again it goes on from the beginning.",
+    cause="stopped", next="resubmit", exit_code=143, step=0, committed_step=0, steps_lost=0,
+)  # fmt: skip
+def stopped_before_the_first_step(root: str) -> None:
+    _one_attempt(root, "stopped", 143, step=0, committed_step=0)
+
+
+@case(
     "r1, stage pretrain: attempt 1 was stopped by the platform at step 130 before a save could finish: the save needs 40 s, grace is 30 s; "
     "10 steps after the commit at step 120 are lost; nothing runs now, submitted again it goes on from step 120.",
     cause="stopped_unsaved", next="resubmit", exit_code=143, step=130, committed_step=120, steps_lost=10,

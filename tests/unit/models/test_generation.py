@@ -7,7 +7,7 @@ from types import ModuleType
 import pytest
 import torch
 
-from stagecoach.contract.plan import Model, Moe
+from stagecoach.contract.plan import Model, Moe, RopeScaling
 from stagecoach.errors import ConfigError, DataError
 from stagecoach_workloads.models.build import build_model
 from stagecoach_workloads.models.generation import Prompt, PromptImage, Sampling, choose, generate, keep_nucleus
@@ -59,10 +59,19 @@ def recomputed(model: MultimodalModel, prompt: Prompt, count: int) -> list[int]:
     return tokens[len(prompt.tokens) :]
 
 
-@pytest.mark.parametrize("variant", ["dense", "window", "experts"])
+FACTORS = (1.0, 1.25, 1.5, 1.75)
+LONGROPE = RopeScaling(kind="longrope", original_max_positions=12, short_factors=FACTORS, long_factors=tuple(4 * f for f in FACTORS))
+
+
+@pytest.mark.parametrize("variant", ["dense", "window", "experts", "longrope"])  # prompts of 1, 3, 11 and 14: two outgrow 12, at 1 and 9
 def test_cached_batches_equal_recomputing_each_prompt(variant: str, tiny_model: Callable[..., Model]) -> None:
     plan = tiny_model()
-    changes = {"dense": {}, "window": {"sliding_window": 4}, "experts": {"moe": Moe(experts=4, every=2)}}[variant]
+    changes = {
+        "dense": {},
+        "window": {"sliding_window": 4},
+        "experts": {"moe": Moe(experts=4, every=2)},
+        "longrope": {"rope_scaling": LONGROPE},
+    }[variant]
     model = lively(replace(plan, decoder=replace(plan.decoder, **changes)))
     batch = prompts()
     completions = generate(model, batch, Sampling(max_new_tokens=9))
@@ -74,12 +83,15 @@ def test_cached_batches_equal_recomputing_each_prompt(variant: str, tiny_model: 
     assert len({token for completion in completions for token in completion.tokens}) > 3  # it does say something
 
 
-@pytest.mark.parametrize("layout", ["llama", "qwen2", "phi3"])
+@pytest.mark.parametrize("layout", ["llama", "qwen2", "phi3", "phi3 longrope"])
 def test_greedy_equals_transformers_token_by_token(
     layout: str, tiny_model: Callable[..., Model], transformers: ModuleType, tmp_path: object
 ) -> None:
     plan = tiny_model()
-    model = lively(replace(plan, decoder=replace(plan.decoder, tied_embeddings=False, qkv_bias=layout == "qwen2")))
+    layout, _, scaled = layout.partition(" ")
+    scaling = LONGROPE if scaled else None
+    decoder = replace(plan.decoder, tied_embeddings=False, qkv_bias=layout == "qwen2", rope_scaling=scaling)
+    model = lively(replace(plan, decoder=decoder))
     export_decoder(TensorsInMemory(model.state_dict()), model.plan.decoder, str(tmp_path), layout=layout)
     peer = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
     lengths = (3, 8)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from stagecoach.contract.plan import Image, Model, Moe
+from stagecoach.contract.plan import Image, Model, Moe, RopeScaling
 from stagecoach.errors import DataError
 from stagecoach_workloads.models.attention import build_row_mask
 from stagecoach_workloads.models.build import build_model
@@ -74,10 +74,13 @@ def run(model: MultimodalModel, batch: dict[str, Any], over: float) -> tuple[Ten
     return logits, gradients(model)
 
 
-@pytest.mark.parametrize("window", [None, 5])
-def test_two_documents_in_a_row_equal_the_two_apart(window: int | None, tiny_model: Callable[..., Model]) -> None:
+LONGROPE = RopeScaling(kind="longrope", original_max_positions=10, short_factors=(1.0, 1.5, 2.0, 2.5), long_factors=(4.0, 5.0, 6.0, 7.0))
+
+
+@pytest.mark.parametrize("changes", [{}, {"sliding_window": 5}, {"rope_scaling": LONGROPE}])  # of 11 and 9, one outgrows 10
+def test_two_documents_in_a_row_equal_the_two_apart(changes: dict[str, Any], tiny_model: Callable[..., Model]) -> None:
     plan = tiny_model()
-    model = lively(replace(plan, decoder=replace(plan.decoder, sliding_window=window)))
+    model = lively(replace(plan, decoder=replace(plan.decoder, **changes)))
     first, second = document(11, image_at=3), document(9, image_at=2)
     row = packed([first, second], padding=6)
     logits, together = run(model, row, 20)

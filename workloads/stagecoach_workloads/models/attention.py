@@ -80,6 +80,14 @@ def document_starts(document_ids_BT: Tensor, *, at_least: int = 64) -> Tensor:
     return starts
 
 
+def document_lengths(document_ids_BT: Tensor) -> Tensor:
+    """Returns lengths_BT: of each position's document (a run of equal ids). Costs no device sync."""
+    index_BT = torch.zeros_like(document_ids_BT)
+    index_BT[:, 1:] = (document_ids_BT[:, 1:] != document_ids_BT[:, :-1]).cumsum(1)
+    counts_BT = torch.zeros_like(index_BT).scatter_add_(1, index_BT, torch.ones_like(index_BT))
+    return counts_BT.gather(1, index_BT)
+
+
 def attend(q_BTHK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor, mask: RowMask) -> Tensor:
     """Causal grouped-query attention (arXiv:2305.13245) under `mask`. Returns out_BTHK, scaled by K ** -0.5."""
     if mask.backend == "varlen":

@@ -110,13 +110,18 @@ class Decoder(nn.Module):
         return self.embed.weight if self.head is None else self.head.weight
 
     def forward(
-        self, embeddings_BTD: Tensor, positions_BT: Tensor, mask: RowMask, caches: list[LayerCache] | None = None, length: int | None = None
+        self,
+        embeddings_BTD: Tensor,
+        positions_BT: Tensor,
+        mask: RowMask,
+        caches: list[LayerCache] | None = None,
+        lengths_BT: Tensor | None = None,
     ) -> DecoderOutput:
         """Runs the blocks on embeddings (of tokens, or of images in their places).
 
-        `positions_BT` restart at 0 in each document. `length`: keys in sight, for longrope; T when None.
+        `positions_BT` restart at 0 in each document. `lengths_BT` (or B1): of each position's document, for longrope; T when None.
         """
-        cos_BTF, sin_BTF = self.rotary(positions_BT, length=length or embeddings_BTD.shape[1])
+        cos_BTF, sin_BTF = self.rotary(positions_BT, length=embeddings_BTD.shape[1] if lengths_BT is None else lengths_BT)
         x_BTD, losses = embeddings_BTD, []
         for layer, block in enumerate(self.blocks):
             x_BTD, router = block(x_BTD, cos_BTF, sin_BTF, mask, caches[layer] if caches else None)

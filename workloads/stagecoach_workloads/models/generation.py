@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from stagecoach.contract.plan import Decoder as DecoderPlan
 from stagecoach.errors import ConfigError, DataError
 from stagecoach_workloads.models.kv_cache import KvCache
 from stagecoach_workloads.models.multimodal import MultimodalModel
@@ -88,28 +89,46 @@ def _generate(model: MultimodalModel, prompts: Sequence[Prompt], sampling: Sampl
     device = model.decoder.embed.weight.device
     tokens_BT, real_BT = pad_left(prompts, device)
     pixel_values, slots, regions = stack_images(prompts, tokens_BT.shape[1], model.plan.connector.tokens, device)
-    positions_BT = (real_BT.cumsum(1) - 1).clamp(min=0)
-    cache = KvCache(model.plan.decoder, rows=len(prompts), capacity=tokens_BT.shape[1] + sampling.max_new_tokens, device=device)
+    capacity = tokens_BT.shape[1] + sampling.max_new_tokens
     generators = [torch.Generator(device=device).manual_seed(sampling.seed + row) for row in range(len(prompts))]
     done = [Completion() for _ in prompts]
-    cache.expect(real_BT)
-    out = model(
-        tokens_BT, positions_BT=positions_BT, pixel_values=pixel_values, image_slots=slots, image_regions=regions,
-        want="last_logits", decoding=cache,
-    )  # fmt: skip
+
+    def begin() -> tuple[KvCache, Tensor, Tensor]:
+        """All positions so far through the model, into an empty cache."""
+        cache = KvCache(model.plan.decoder, rows=len(prompts), capacity=capacity, device=device)
+        cache.expect(real_BT)
+        positions_BT = (real_BT.cumsum(1) - 1).clamp(min=0)
+        out = model(
+            tokens_BT, positions_BT=positions_BT, pixel_values=pixel_values, image_slots=slots, image_regions=regions,
+            want="last_logits", decoding=cache,
+        )  # fmt: skip
+        return cache, positions_BT, out.logits_BTV
+
+    cache, positions_BT, logits_BTV = begin()
     for step in range(sampling.max_new_tokens):
-        chosen_B = choose(out.logits_BTV[:, -1].float(), sampling, generators)
+        chosen_B = choose(logits_BTV[:, -1].float(), sampling, generators)
         for completion, token in zip(done, chosen_B.tolist(), strict=True):
             append(completion, token, sampling, decode)
         if all(completion.finished for completion in done) or step + 1 == sampling.max_new_tokens:
             break
-        cache.expect(torch.ones_like(chosen_B[:, None], dtype=torch.bool))
+        new_B1 = torch.ones_like(chosen_B[:, None], dtype=torch.bool)
+        tokens_BT, real_BT = torch.cat((tokens_BT, chosen_B[:, None]), 1), torch.cat((real_BT, new_B1), 1)
+        if any(outgrows(model.plan.decoder, len(prompt.tokens) + step + 1) for prompt in prompts):
+            cache, positions_BT, logits_BTV = begin()
+            continue
+        cache.expect(new_B1)
         positions_BT = positions_BT[:, -1:] + 1
-        out = model(chosen_B[:, None], positions_BT=positions_BT, want="last_logits", decoding=cache)
+        logits_BTV = model(chosen_B[:, None], positions_BT=positions_BT, want="last_logits", decoding=cache).logits_BTV
     for completion in done:
         if decode is not None and completion.text is None:
             completion.text = decode(completion.tokens)
     return done
+
+
+def outgrows(plan: DecoderPlan, length: int) -> bool:
+    """True for a row that just became longer than longrope's short factors hold for: the keys kept so far were turned by those."""
+    scaling = plan.rope_scaling
+    return scaling is not None and scaling.kind == "longrope" and length == scaling.original_max_positions + 1
 
 
 def append(completion: Completion, token: int, sampling: Sampling, decode: Decode | None) -> None:

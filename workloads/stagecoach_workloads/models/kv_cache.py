@@ -46,9 +46,9 @@ class KvCache:
         self._new = 0
 
     @property
-    def length(self) -> int:
-        """Keys in sight of the newest position."""
-        return self._end
+    def row_lengths(self) -> Tensor:
+        """lengths_B1: real positions of each row, those of the coming forward pass included; padding does not make a row longer."""
+        return self._real_BL.sum(1, keepdim=True)
 
     def expect(self, real_BT: Tensor) -> None:
         """Announces the coming forward pass: its T positions, and which of them are real (padding is never seen)."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from stagecoach.contract.plan import Model as ModelPlan
 from stagecoach.errors import DataError
-from stagecoach_workloads.models.attention import Backend, RowMask, build_row_mask, default_backend
+from stagecoach_workloads.models.attention import Backend, RowMask, build_row_mask, default_backend, document_lengths
 from stagecoach_workloads.models.connectors.build import build_connector
 from stagecoach_workloads.models.decoder import Decoder, LayerCache
 from stagecoach_workloads.models.join import check_placeholders, check_slots, place_features
@@ -38,10 +38,14 @@ class ModelOutput:
 
 
 class DecodingState(Protocol):
-    """What generation hands to the model: where each layer keeps its keys, the mask over them, and how many are in sight."""
+    """What generation hands to the model: where each layer keeps its keys, the mask over them, and how long each row is."""
 
     layers: list[LayerCache]
-    length: int
+
+    @property
+    def row_lengths(self) -> Tensor:
+        """lengths_B1: real positions of each row, the new ones included."""
+        ...
 
     def mask(self) -> RowMask:
         """Who of the new positions sees which stored ones."""
@@ -90,9 +94,11 @@ class MultimodalModel(nn.Module):
         if decoding is None:
             backend = self.attention_backend or default_backend(tokens_BT.device)
             mask = build_row_mask(document_ids_BT, window=self.plan.decoder.sliding_window, length=T, backend=backend)
-            out = self.decoder(embeddings_BTD, positions_BT, mask)
+            by_length = document_ids_BT is not None and self.decoder.rotary.by_length
+            lengths_BT = document_lengths(document_ids_BT) if by_length and document_ids_BT is not None else None
+            out = self.decoder(embeddings_BTD, positions_BT, mask, lengths_BT=lengths_BT)
         else:
-            out = self.decoder(embeddings_BTD, positions_BT, decoding.mask(), decoding.layers, decoding.length)
+            out = self.decoder(embeddings_BTD, positions_BT, decoding.mask(), decoding.layers, decoding.row_lengths)
         return self.finish(out.hidden_BTD, out.router, labels_BT, want)
 
     def embed(

@@ -26,14 +26,26 @@ class Rotary:
         self.magnitude = attention_factor(scaling, max_positions)
         self._on_device: dict[tuple[torch.device, bool], Tensor] = {}
 
-    def __call__(self, positions_BT: Tensor, *, length: int) -> tuple[Tensor, Tensor]:
-        """Returns fp32 (cos_BTF, sin_BTF). `length`, known without reading the device, chooses longrope's short or long factors."""
-        frequencies_F = self._frequencies(positions_BT.device, length)
-        angles_BTF = positions_BT[..., None].float() * frequencies_F
+    @property
+    def by_length(self) -> bool:
+        """True when the frequencies depend on how long a document is (longrope)."""
+        return self.scaling is not None and self.scaling.kind == "longrope"
+
+    def __call__(self, positions_BT: Tensor, *, length: int | Tensor) -> tuple[Tensor, Tensor]:
+        """Returns fp32 (cos_BTF, sin_BTF). `length` of each position's document chooses longrope's short or long factors: a number when
+        all are the same, else lengths_BT (or B1)."""
+        angles_BTF = positions_BT[..., None].float() * self._frequencies(positions_BT.device, length)
         return angles_BTF.cos() * self.magnitude, angles_BTF.sin() * self.magnitude
 
-    def _frequencies(self, device: torch.device, length: int) -> Tensor:
-        long = self.scaling is not None and length > self.scaling.original_max_positions
+    def _frequencies(self, device: torch.device, length: int | Tensor) -> Tensor:
+        if self.scaling is None or not self.by_length:
+            return self._stored(device, long=False)
+        long = length > self.scaling.original_max_positions
+        if isinstance(long, Tensor):  # chosen on the device, which nobody has to wait for
+            return torch.where(long[..., None], self._stored(device, long=True), self._stored(device, long=False))
+        return self._stored(device, long=long)
+
+    def _stored(self, device: torch.device, *, long: bool) -> Tensor:
         if (device, long) not in self._on_device:
             values = torch.tensor(self._long if long else self._short, dtype=torch.float32, device=device)
             self._on_device[device, long] = values

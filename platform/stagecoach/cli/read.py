@@ -134,7 +134,7 @@ def _find(run: str, root: str | None, stage: str | None) -> "Target":
     from stagecoach.site import root_uri
 
     target = find(run, root=root_uri(root))
-    return only_stage(target, stage) if stage else target
+    return target if stage is None else only_stage(target, stage)
 
 
 def _place(target: "Target", *, chosen: str | None) -> "Place":

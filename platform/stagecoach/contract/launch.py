@@ -84,8 +84,9 @@ class LogLine(Record):
     """One line of one rank."""
 
     attempt: int
-    rank: int  # -1: the supervisor
+    rank: int  # -1: a supervisor
     text: str
+    node: int = 0  # whose supervisor, where the log tells them apart
 
 
 class NameTaken(StagecoachError):

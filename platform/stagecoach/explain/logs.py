@@ -11,13 +11,20 @@ from typing import Any
 
 from stagecoach.contract.launch import LogLine
 from stagecoach.contract.ledger import SUPERVISOR, JobFolder
+from stagecoach.contract.names import whole_number
 
 SUPERVISOR_RANK = -1
 
 
 def rank_of(source: str) -> int:
-    """`rank-3` is 3, the supervisor's are -1."""
-    return int(source.removeprefix("rank-")) if source.startswith("rank-") else SUPERVISOR_RANK
+    """`rank-3` is 3, the supervisors' are -1."""
+    number = whole_number(source.removeprefix("rank-"))
+    return SUPERVISOR_RANK if number is None else number
+
+
+def node_of(source: str) -> int:
+    """`supervisor` is node 0's, `supervisor-3` node 3's."""
+    return whole_number(source.removeprefix(f"{SUPERVISOR}-")) or 0 if source.startswith(SUPERVISOR) else 0
 
 
 @dataclass
@@ -87,9 +94,11 @@ def readable(text: str) -> str:
 
 
 def prefix(line: LogLine) -> str:
-    """Whose line it is: `1 rank 3`, `1 supervisor` (attempt first)."""
-    return f"{line.attempt} {SUPERVISOR if line.rank == SUPERVISOR_RANK else f'rank {line.rank}'}"
+    """Whose line it is: `1 rank 3`, `1 supervisor`, `1 supervisor-2` for node 2's (attempt first)."""
+    if line.rank != SUPERVISOR_RANK:
+        return f"{line.attempt} rank {line.rank}"
+    return f"{line.attempt} {SUPERVISOR}" + (f"-{line.node}" if line.node else "")
 
 
 def _line(attempt: int, source: str, line: bytes) -> LogLine:
-    return LogLine(attempt=attempt, rank=rank_of(source), text=line.decode("utf-8", "replace").rstrip("\r"))
+    return LogLine(attempt=attempt, rank=rank_of(source), node=node_of(source), text=line.decode("utf-8", "replace").rstrip("\r"))

@@ -37,6 +37,8 @@ def find(name: str, *, root: str) -> Target:
     """The run or job called `name` under `root`, or at the URI `name`. Raises ConfigError with the nearest names when there is none."""
     if "://" in name:
         return find_uri(name.rstrip("/"))
+    if "/" in name or name.strip() in ("", ".", ".."):
+        raise ConfigError(f"RUN {name!r}: give a run's id, a job's name (`stagecoach runs` lists both) or the URI of its folder")
     runs = Runs.open(root, settings=PERSON)
     target = _run(runs, name) or _job(runs, name)
     if target is None:

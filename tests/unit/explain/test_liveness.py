@@ -64,7 +64,7 @@ def test_a_run_is_found_by_id_by_uri_and_by_its_stages_uri(tmp_path: Path) -> No
         ("mm1-tiny-20261103-abce", "did you mean `mm1-tiny-20261103-abcd`"),
         ("preflght-1", "did you mean `preflight-1`"),
         ("zzzzzzz", "`stagecoach runs` lists"),
-        ("../r1", "'..'"),
+        ("../r1", "RUN '../r1': give a run's id"),
     ],
 )
 def test_an_unknown_name_is_refused_with_the_nearest_ones(tmp_path: Path, name: str, hint: str) -> None:

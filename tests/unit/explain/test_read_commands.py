@@ -162,6 +162,9 @@ def test_logs_follow_until_the_job_has_ended(ask: Ask, root: str) -> None:
         (("status", "mm1-dmo"), "did you mean `mm1-demo`?"),
         (("logs", "mm1-demo", "--attempt", "9"), "has no attempt 9; it has: 1, 2"),
         (("logs", "mm1-demo", "--attempt", "0"), "x>=1"),
+        (("explain", ""), "RUN '': give a run's id, a job's name"),
+        (("explain", "../mm1-demo"), "RUN '../mm1-demo': give a run's id, a job's name"),
+        (("status", "mm1-demo", "--stage", ""), "has no stage ''; it has: pretrain, sft"),
         (("logs", "mm1-demo", "--rank", "first"), "--rank 'first': a rank's number from 0, or `supervisor`"),
         (("logs", "mm1-demo", "--rank", "²"), "--rank '²': a rank's number from 0, or `supervisor`"),
         (("explain", "x", "--root", "ftp://host/y"), "scheme 'ftp'"),
@@ -198,3 +201,14 @@ def test_a_person_does_not_wait_as_long_as_a_job(monkeypatch: pytest.MonkeyPatch
     for arguments in (["runs"], ["explain", "no-such"], ["status", "file:///no/such/folder"], ["logs", "no-such"]):
         run([*arguments, "--root", "file:///no/such/root"] if "://" not in arguments[-1] else arguments)
     assert waited == [30.0] * 4
+
+
+def test_every_nodes_supervisor_is_told_apart_and_odd_names_break_nothing(ask: Ask, root: str) -> None:
+    (book,) = write_run(root, "two-nodes", "pretrain")
+    book.start(1)
+    for source in ("supervisor", "supervisor-1", "rank-0", "rank-x", "supervisor-²"):
+        book.folder.write_segment("logs", 1, source, 0, f"of {source}\n".encode())
+    status, out, _ = ask("logs", "two-nodes")
+    assert status == 0
+    assert {"1 supervisor | of supervisor", "1 supervisor-1 | of supervisor-1", "1 rank 0 | of rank-0"} < set(out.splitlines())
+    assert len(out.splitlines()) == 5

@@ -1,6 +1,7 @@
 """Weights in and out: equal after a round trip through `transformers` and through our own folder; what is wrong is named."""
 
 import json
+import re
 import tracemalloc
 import weakref
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from stagecoach.contract.plan import Decoder, Encoder, Lora, Model, Moe, Pretrained, RopeScaling, StagePlan
 from stagecoach.contract.records import encode, to_plain
-from stagecoach.errors import CheckpointError, ConfigError
+from stagecoach.errors import CheckpointError, ConfigError, StagecoachError
 from stagecoach.recipes import recipe_function
 from stagecoach_workloads.cli.weights import weights_group
 from stagecoach_workloads.models.build import build_model
@@ -337,6 +338,39 @@ def test_import_export_and_inspect_from_the_command_line(tiny_model: Callable[..
     assert whole["parameters"] == sum(p.numel() for p in model.parameters())
     text = CliRunner().invoke(weights_group, ["inspect", str(tmp_path / "hf2")], catch_exceptions=False).stdout
     assert "layout: llama" in text
+
+
+def damage(folder: Path, file: str, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    path = folder / file
+    found = json.loads(path.read_text()) if path.exists() else {}
+    path.unlink(missing_ok=True)  # and with it the checksum that the store keeps beside what it published
+    path.write_text(json.dumps(change(found)))
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "code", "says"),
+    [
+        ("config.json", lambda c: {k: v for k, v in c.items() if k != "hidden_size"}, 2, r"config.json has no hidden_size; copy it again"),
+        ("config.json", lambda c: c | {"hidden_size": "wide"}, 2, r"config.json.*width"),
+        ("config.json", lambda c: c | {"num_attention_heads": 0, "head_dim": None}, 2, r"config.json has a field of no use"),
+        ("config.json", lambda c: c | {"rope_parameters": "x"}, 2, r"config.json has a field of no use"),
+        ("tokenizer.json", lambda c: {"model": None}, 2, r"tokenizer.json is no tokenizer .*copy it again"),
+        ("tokenizer.json", lambda c: {"added_tokens": [{}]}, 2, r"tokenizer.json is no tokenizer .*'id'"),
+        ("model.safetensors.index.json", lambda c: {"weight_map": [1]}, 1, r"index.json has no weight_map .*copy it again"),
+        ("model.safetensors.index.json", lambda c: {"weight_map": {}}, 1, r"index.json has no weight_map"),
+    ],
+)
+def test_damaged_folders_end_import_without_a_traceback(
+    file: str, change: Callable[[Any], Any], code: int, says: str, tiny_model: Callable[..., Model], decoder_folder: Path, tmp_path: Path
+) -> None:
+    damage(decoder_folder, file, change)
+    (tmp_path / "plan.json").write_bytes(encode(replace(recipe_function("mm1_tiny")().stages[0], model=tiny_model())))
+    command = ["import", str(tmp_path / "plan.json"), str(tmp_path / "start"), "--decoder", str(decoder_folder)]
+    found = CliRunner().invoke(weights_group, command).exception
+    assert isinstance(found, StagecoachError)
+    assert found.exit_code == code
+    assert re.search(says, str(found))
+    assert not (tmp_path / "start").exists()
 
 
 def test_pretrained_parts_of_a_plan(tiny_model: Callable[..., Model], decoder_folder: Path) -> None:

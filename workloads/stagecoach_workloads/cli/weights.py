@@ -4,8 +4,20 @@ import json
 
 import click
 
+from stagecoach.errors import CheckpointError, StagecoachError
 
-@click.group("weights")
+
+class WeightsGroup(click.Group):
+    """Ends with 1 where weights are damaged: 40 to 49 are what jobs end with, and this waits for none."""
+
+    def invoke(self, ctx: click.Context) -> object:
+        try:
+            return super().invoke(ctx)
+        except CheckpointError as error:
+            raise StagecoachError(str(error)) from error
+
+
+@click.group("weights", cls=WeightsGroup)
 def weights_group() -> None:
     """Weights in and out: Hugging Face safetensors folders. Pickles (.bin, .pt) are refused: reading one runs the code in it."""
 

@@ -1,9 +1,12 @@
 """Hugging Face `config.json` to our plan and back. What we cannot run is refused by its name there."""
 
-from dataclasses import replace
-from typing import Any
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from functools import wraps
+from typing import Any, TypeVar
 
 from stagecoach.contract.plan import Decoder, Encoder, RopeScaling
+from stagecoach.contract.records import validate
 from stagecoach.errors import ConfigError
 
 DECODER_TYPES = {"llama": "llama", "qwen2": "qwen2", "phi3": "phi3"}
@@ -22,6 +25,28 @@ def layout_of(config: dict[str, Any], uri: str) -> str:
     return known[str(kind)]
 
 
+Plan = TypeVar("Plan", Encoder, Decoder)
+
+
+def names_its_file(read: Callable[[dict[str, Any], str], Plan]) -> Callable[[dict[str, Any], str], Plan]:
+    """A configuration with a field missing or of no use becomes a ConfigError that names file and field."""
+
+    @wraps(read)
+    def checked(config: dict[str, Any], uri: str) -> Plan:
+        try:
+            plan = read(config, uri)
+        except KeyError as missing:
+            raise ConfigError(f"{uri}/config.json has no {missing.args[0]}; copy it again from where the model was published") from missing
+        except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
+            raise ConfigError(
+                f"{uri}/config.json has a field of no use ({error}); copy it again from where the model was published"
+            ) from error
+        return validate(type(plan), asdict(plan), where=f"{uri}/config.json")
+
+    return checked
+
+
+@names_its_file
 def encoder_from_config(config: dict[str, Any], uri: str) -> Encoder:
     """The vision tower that a CLIP or SigLIP configuration describes. Raises ConfigError for what we do not build."""
     layout = layout_of(config, uri)
@@ -54,6 +79,7 @@ VISION_DEFAULTS: dict[str, dict[str, Any]] = {  # configurations on the hub leav
 }  # fmt: skip
 
 
+@names_its_file
 def decoder_from_config(config: dict[str, Any], uri: str) -> Decoder:
     """The language model that a Llama, Qwen2 or Phi-3 configuration describes. Raises ConfigError for what we do not build."""
     layout = layout_of(config, uri)

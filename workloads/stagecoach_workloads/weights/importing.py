@@ -61,7 +61,7 @@ def check_tokenizer(folder: Folder, plan: DecoderPlan) -> None:
     """Raises ConfigError when the folder's tokenizer has ids beyond the embedding. Without a tokenizer.json there is nothing to check."""
     if "tokenizer.json" not in folder.names():
         return
-    largest, rows = largest_token_id(folder.read_json("tokenizer.json")), plan.vocab_size + plan.added_tokens
+    largest, rows = largest_token_id(folder), plan.vocab_size + plan.added_tokens
     if largest >= rows:
         raise ConfigError(
             f"{folder.uri}/tokenizer.json has token ids up to {largest}, but the embedding has {rows} rows (model.decoder.vocab_size="
@@ -69,12 +69,18 @@ def check_tokenizer(folder: Folder, plan: DecoderPlan) -> None:
         )
 
 
-def largest_token_id(tokenizer: dict[str, Any]) -> int:
-    """The largest id in a tokenizer.json, added tokens included; -1 for an empty one."""
-    vocabulary = tokenizer.get("model", {}).get("vocab", {})
-    ids: Iterable[int] = vocabulary.values() if isinstance(vocabulary, dict) else range(len(vocabulary))
-    added = [token["id"] for token in tokenizer.get("added_tokens", [])]
-    return max([*ids, *added], default=-1)
+def largest_token_id(folder: Folder) -> int:
+    """The largest id in the folder's tokenizer.json, added tokens included; -1 for an empty one. Raises ConfigError when it is none."""
+    tokenizer: dict[str, Any] = folder.read_json("tokenizer.json")
+    try:
+        vocabulary = tokenizer.get("model", {}).get("vocab", {})
+        ids: Iterable[int] = vocabulary.values() if isinstance(vocabulary, dict) else range(len(vocabulary))
+        added = [token["id"] for token in tokenizer.get("added_tokens", [])]
+        return max(map(int, [*ids, *added]), default=-1)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ConfigError(
+            f"{folder.uri}/tokenizer.json is no tokenizer (wanted model.vocab and added_tokens with an id each: {error!r}); copy it again"
+        ) from error
 
 
 # --- our own folders ----------------------------------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ def inspect_folder(uri: str) -> dict[str, Any]:
         if "config.json" in names:
             found |= _layout(source.folder)
         if "tokenizer.json" in names:
-            found["tokenizer_size"] = largest_token_id(source.folder.read_json("tokenizer.json")) + 1
+            found["tokenizer_size"] = largest_token_id(source.folder) + 1
         return found
 
 

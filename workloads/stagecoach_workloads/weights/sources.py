@@ -112,7 +112,10 @@ def list_shards(folder: Folder) -> list[str]:
     """The safetensors files that count: those the index names, or all there are. See `SafetensorsFolder` for what is raised."""
     names = folder.names()
     if INDEX in names:
-        stated = set(folder.read_json(INDEX).get("weight_map", {}).values())
+        weight_map = folder.read_json(INDEX).get("weight_map")
+        if not isinstance(weight_map, dict) or not weight_map:
+            raise CheckpointError(f"{folder.uri}/{INDEX} has no weight_map (tensor to shard); copy it again, or remove it")
+        stated = {str(shard) for shard in weight_map.values()}
         if missing := sorted(stated - set(names)):
             raise CheckpointError(f"{folder.uri}: {INDEX} names {', '.join(missing)}, which the folder lacks; copy the missing shards")
         return sorted(stated)

@@ -34,7 +34,7 @@ def test_progress_metrics_and_health_are_served_while_it_runs(make_job: StartJob
         assert reply.read() == b"ok\n"
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as reply:
         metrics = dict(line.rsplit(" ", 1) for line in reply.read().decode().splitlines() if not line.startswith("#"))
-    assert float(metrics["stagecoach_step"]) >= 50
+    assert float(metrics["stagecoach_step"]) >= 10  # looked at every quarter of a second
     assert float(metrics["stagecoach_attempt"]) == 1
     assert float(metrics["stagecoach_heartbeat_age_seconds"]) < 5
     assert float(metrics['stagecoach_seconds_total{bucket="compute"}']) > 0

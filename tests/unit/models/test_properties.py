@@ -108,7 +108,7 @@ def test_any_packing_equals_the_documents_apart(lengths: list[int], padding: int
 
 def test_padding_changes_nothing_also_with_experts(tiny_model: Callable[..., Model]) -> None:
     plan = tiny_model()
-    for moe in (None, Moe(experts=4, every=2), Moe(experts=4, every=1, capacity_factor=8.0)):
+    for moe in (None, Moe(experts=4, every=2), Moe(experts=4, every=1, capacity_factor=0.7)):
         model = lively(replace(plan, decoder=replace(plan.decoder, moe=moe)))
         documents = [document(8, image_at=1), document(5)]
         bare, padded = (run(model, packed(documents, padding), 13) for padding in (0, 7))

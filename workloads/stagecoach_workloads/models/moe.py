@@ -32,8 +32,9 @@ class Routing(NamedTuple):
 class MoeFeedForward(nn.Module):
     """SwiGLU experts of which each token uses `top_k`; `capacity_factor` None is dropless.
 
-    With a capacity every expert takes at most ceil(capacity_factor * N / E) choices; all first choices queue before all second ones,
-    and what finds no place adds nothing (GShard). `math`: grouped GEMM where torch has it and the widths are aligned, or a loop.
+    With a capacity every expert takes at most ceil(capacity_factor * N / E) choices of the N real tokens; all first choices queue
+    before all second ones, and what finds no place adds nothing (GShard). `math`: grouped GEMM where
+    torch has it and the widths are aligned, or a loop.
     """
 
     def __init__(self, *, width: int, ffn_width: int, experts: int, top_k: int = 2, capacity_factor: float | None = None) -> None:
@@ -92,11 +93,16 @@ def route(logits_NE: Tensor, top_k: int, capacity_factor: float | None, real_N: 
     gates_Nk, experts_Nk = probabilities_NE.topk(top_k, dim=-1)
     gates_Nk = gates_Nk / gates_Nk.sum(-1, keepdim=True)
     if capacity_factor is not None:
-        gates_Nk = gates_Nk * within_capacity(experts_Nk, E, math.ceil(capacity_factor * N / E), real_N)
+        gates_Nk = gates_Nk * within_capacity(experts_Nk, E, capacity(N, E, capacity_factor, real_N), real_N)
     return Routing(experts_Nk, gates_Nk, router_losses(logits_NE, probabilities_NE, experts_Nk[:, 0], real_N))
 
 
-def within_capacity(experts_Nk: Tensor, num_experts: int, capacity: int, real_N: Tensor | None) -> Tensor:
+def capacity(N: int, E: int, factor: float, real_N: Tensor | None) -> int | Tensor:
+    """Choices an expert takes: by real tokens, so that padding a batch makes no room; left on the device, which nobody waits for."""
+    return math.ceil(factor * N / E) if real_N is None else (factor * real_N.sum(dtype=torch.float64) / E).ceil()
+
+
+def within_capacity(experts_Nk: Tensor, num_experts: int, capacity: int | Tensor, real_N: Tensor | None) -> Tensor:
     """Returns kept_Nk (bool): the choice is among the expert's first `capacity`, first choices of all tokens before second ones."""
     N, k = experts_Nk.shape
     queue = F.one_hot(experts_Nk.T.reshape(-1), num_experts)  # first choices, then second choices

@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
 from stagecoach.contract.launch import SecretRef
-from stagecoach.contract.records import did_you_mean
+from stagecoach.contract.records import did_you_mean, rule_of
 from stagecoach.errors import ConfigError
+from stagecoach.redaction import HIDDEN
 
+PREFIX = "STAGECOACH_SITE_"
 MAX_FILE_BYTES = 1_000_000
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 _SECRET_NAME = re.compile(r"(SECRET|TOKEN|PASSWORD|PASSWD|CREDENTIAL|PRIVATE_KEY|ACCESS_KEY)", re.IGNORECASE)
@@ -34,7 +36,7 @@ class Images(BaseModel):
 class Site(BaseSettings):
     """One cluster's or one machine's settings. Every field has a default that serves the embedded, local use."""
 
-    model_config = SettingsConfigDict(env_prefix="STAGECOACH_SITE_", env_nested_delimiter="__", extra="forbid", frozen=True)
+    model_config = SettingsConfigDict(env_prefix=PREFIX, env_nested_delimiter="__", extra="forbid", frozen=True)
 
     mode: Literal["development", "production"] = "development"
     root: str | None = None  # where runs are kept; None: `file://` under the user's state folder
@@ -45,7 +47,7 @@ class Site(BaseSettings):
     service_account: str | None = None
     environment: dict[str, str] = Field(default_factory=dict)
     secrets: tuple[SecretRef, ...] = ()
-    grace_s: int = Field(default=30, gt=0)  # between SIGTERM and SIGKILL
+    grace_s: int = Field(default=30, gt=0, le=86_400)  # between SIGTERM and SIGKILL
     prefect_api_url: str | None = None
 
     @classmethod
@@ -66,10 +68,13 @@ def load_site(path: str | None = None) -> Site:
     path = path or os.environ.get("STAGECOACH_SITE")
     where = path or "the environment (STAGECOACH_SITE_*)"
     values = read_site_file(Path(path)) if path else {}
+    check_environment()
     try:
         site = Site(**values)
     except ValidationError as invalid:
         raise ConfigError(f"site settings of {where}: " + "; ".join(_say(item) for item in invalid.errors(include_url=False))) from None
+    except SettingsError as error:  # a variable that should hold a list or a table
+        raise ConfigError(f"site settings of the environment ({PREFIX}*): {error}; write JSON, or one variable per value") from None
     check_site(site, where)
     return site
 
@@ -83,12 +88,22 @@ def read_site_file(path: Path) -> dict[str, Any]:
     if len(body) > MAX_FILE_BYTES:
         raise ConfigError(f"site file {path} has {len(body)} bytes; at most {MAX_FILE_BYTES}: this is not a settings file")
     try:
-        text = body.decode("utf-8")
-        return tomllib.loads(_fill(text, path))
+        loaded: dict[str, Any] = _fill(tomllib.loads(body.decode("utf-8")), path)
+        return loaded
     except UnicodeDecodeError as error:
         raise ConfigError(f"site file {path} is not UTF-8 at byte {error.start}; save it as UTF-8") from None
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"site file {path} is not TOML: {error}") from None
+    except RecursionError:
+        raise ConfigError(f"site file {path} is nested too deeply; no setting is like that") from None
+
+
+def check_environment() -> None:
+    """Raises ConfigError for a variable that looks like a setting and is none: a typing error would otherwise change nothing."""
+    for variable in os.environ:
+        name = variable.removeprefix(PREFIX).partition("__")[0].lower()
+        if variable.startswith(PREFIX) and name not in Site.model_fields:
+            raise ConfigError(f"{variable}: unknown key `{name}` of the site{did_you_mean(name, sorted(Site.model_fields))}")
 
 
 def check_site(site: Site, where: str) -> None:
@@ -108,21 +123,31 @@ def check_site(site: Site, where: str) -> None:
                 )
 
 
-def _fill(text: str, path: Path) -> str:
+def _fill(value: Any, path: Path) -> Any:
+    """Every text with `${NAME}` replaced; done after parsing, so that a variable can hold anything and is never read as TOML."""
+    if isinstance(value, dict):
+        return {key: _fill(inner, path) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_fill(inner, path) for inner in value]
+
     def value_of(match: re.Match[str]) -> str:
         name = match.group(1)
         if name not in os.environ:
             raise ConfigError(f"site file {path} uses ${{{name}}}, which is not set in the environment; export {name} or write the value")
         return os.environ[name]
 
-    return _VARIABLE.sub(value_of, text)
+    return _VARIABLE.sub(value_of, value) if isinstance(value, str) else value
 
 
 def _say(item: Any) -> str:
-    path = ".".join(str(part) for part in item["loc"])
+    """One wrong setting. What stands under a secret's name, or among references to secrets, may be the secret itself: never shown."""
+    parts = [str(part) for part in item["loc"]]
+    path = ".".join(parts)
     if item["type"] == "extra_forbidden":
-        return f"unknown key `{path}`{did_you_mean(str(item['loc'][-1]), sorted(Site.model_fields))}"
-    return f"`{path}` = {item['input']!r}: {item['msg']}"
+        known = Images.model_fields if parts[0] == "images" and len(parts) > 1 else Site.model_fields
+        return f"unknown key `{path}`{did_you_mean(parts[-1], sorted(known))}"
+    is_secret = parts[0] == "secrets" or any(_SECRET_NAME.search(part) for part in parts)
+    return f"`{path}` = {HIDDEN if is_secret else repr(item['input'])}: {rule_of(item)}"
 
 
 def state_folder() -> Path:

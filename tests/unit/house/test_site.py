@@ -35,6 +35,11 @@ def test_a_file_is_read_and_the_environment_wins(tmp_path: Path, monkeypatch: py
         ('namspace = "x"', "unknown key `namspace`; did you mean `namespace`?"),
         ('grace_s = "soon"', "`grace_s` = 'soon'"),
         ("grace_s = 0", "`grace_s` = 0"),
+        ("grace_s = 9999999999", "`grace_s` = 9999999999: must be less than or equal to 86400"),
+        ("a = " + "[" * 100_000, "nested too deeply"),
+        ('[images]\ntrainin = "x"', "unknown key `images.trainin`; did you mean `training`?"),
+        ('[environment]\nAWS_SECRET_ACCESS_KEY = ["hunter2hunter2"]', "`environment.AWS_SECRET_ACCESS_KEY` = ***: must be a valid string"),
+        ('[[secrets]]\nvariable = "X"\nsecret = "s"\nvalue = "hunter2hunter2"', "`secrets.0.key` = ***"),
         ('mode = "prod"', "`mode` = 'prod'"),
         ('namespace = "a"\nnamespace = "b"\n', "Cannot overwrite a value (at line 2"),  # B10 a duplicate key
         ("[images]\n\ttraining =\n", "line 2"),
@@ -53,6 +58,30 @@ def test_a_wrong_file_is_refused_by_name(tmp_path: Path, body: str | bytes, says
     assert says in str(caught.value)
     assert path in str(caught.value)
     assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "says"),
+    [
+        ("STAGECOACH_SITE_NAMESPCE", "x", "STAGECOACH_SITE_NAMESPCE: unknown key `namespce` of the site; did you mean `namespace`?"),
+        ("STAGECOACH_SITE_IMAGES", "{", "images"),
+        ("STAGECOACH_SITE_ENVIRONMENT", "hunter2hunter2", "environment"),
+        ("STAGECOACH_SITE_GRACE_S", "soon", "`grace_s` = 'soon'"),
+    ],
+)
+def test_a_wrong_variable_is_refused_by_name(variable: str, value: str, says: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("STAGECOACH_SITE", raising=False)
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(ConfigError) as caught:
+        load_site()
+    assert says in str(caught.value)
+    assert "hunter2" not in str(caught.value)
+
+
+def test_what_a_variable_holds_is_never_read_as_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TEAM", 'a"\nqueue = "of-others')
+    site = load_site(site_file(tmp_path, 'namespace = "${TEAM}"'))
+    assert (site.namespace, site.queue) == ('a"\nqueue = "of-others', None)
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

@@ -68,6 +68,11 @@ BAD = [
     ("B03", "plan mm1_tiny --grace nan", ["--grace", "nan", "finite"]),
     ("B03", "explain any --wait inf", ["--wait", "inf", "finite"]),
     ("B03", "preflight --timeout nan", ["--timeout", "nan", "finite"]),
+    ("B03", "plan mm1_tiny --set pretrain.model.encoder.feature_layer=-50", ["feature_layer`", "layer -50 is none", "-1 (the last) to -4"]),
+    ("B03", "plan mm1_tiny --set pretrain.model.encoder.feature_layer=1" + "0" * 400, ["feature_layer`", "less than or equal to 10000"]),
+    ("B03", "plan mm1_tiny --set pretrain.optimizer.beta2=1", ["`pretrain.optimizer.beta2`", "less than 1"]),
+    ("B03", "plan mm1_tiny --set pretrain.model.image.std=[0,1,1]", ["`pretrain.model.image.std.0`", "greater than 0"]),
+    ("B03", "plan mm1_tiny --set pretrain.evaluation.shots=[-1]", ["`pretrain.evaluation.shots.0`", "-1", "greater than or equal to 0"]),
     # B04 fewer rows than ranks
     ("B04", "plan mm1_3b --set pretrain.batch.size=100", ["`pretrain.batch.size`", "100 rows", "128 ranks", "at most 100 ranks"]),
     ("B04", "plan mm1_tiny --set sft.layout.nodes=8", ["`sft.batch.size`", "16 ranks", "ranks, or a larger"]),
@@ -169,6 +174,11 @@ BAD = [
         ["`pretrain.data.datasets.text.uri`", "s3://***@bucket", "AWS_*"],
     ),
     ("B57", "plan mm1_3b --sources --set pretrain.init.decoder=s3://me:hunter2hunter2@bucket/lm", ["`pretrain.init.decoder`", "AWS_*"]),
+    (
+        "B57",
+        "plan mm1_tiny --diff mm1_tiny --set sft.data.datasets.sft_text.category=https://me:hunter2hunter2@host",
+        ["`sft.data.datasets.sft_text.category`", "https://***@host", "looks like a secret"],
+    ),
     ("B57", "preflight --set bucket_uri=s3://me:hunter2hunter2@bucket/x", ["s3://***@bucket", "AWS_*"]),
     # B25 fewer samples than a step needs
     (

@@ -7,7 +7,7 @@ them, `costs` reads them, the trainer gets one as `plan.json` and nothing else. 
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from annotated_types import Ge, Gt, Le, Len
+from annotated_types import Ge, Gt, Le, Len, Lt
 from pydantic import Discriminator, StringConstraints
 
 from stagecoach.contract.records import Record, Stored
@@ -19,6 +19,7 @@ WholeNumber = Annotated[int, Ge(0), Le(10**15)]
 Positive = Annotated[float, Gt(0), Le(1e15)]
 NotNegative = Annotated[float, Ge(0), Le(1e15)]
 Fraction = Annotated[float, Ge(0), Le(1)]
+Decay = Annotated[float, Ge(0), Lt(1)]  # of a moving average: at 1 its bias correction divides by nothing
 Name = Annotated[str, Len(1, 64)]
 StageName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_-]{0,39}$")]  # it becomes a folder and a part of a job's name
 
@@ -96,7 +97,7 @@ class Encoder(Record):
     mlp_width: Count
     patch_size: Count
     image_size: Count
-    feature_layer: int = -1  # which layer's patches feed the connector; -1 the last
+    feature_layer: Annotated[int, Ge(-10_000), Le(10_000)] = -1  # which layer's patches feed the connector; -1 the last
     norm_eps: Positive = 1e-5
 
 
@@ -188,7 +189,7 @@ class Image(Record):
     size: Count  # pixels a side of one tile
     split: Split = Split()
     mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
-    std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
+    std: tuple[Positive, Positive, Positive] = (0.26862954, 0.26130258, 0.27577711)
     fit: Literal["squash", "pad"] = "pad"  # how an image that is not square becomes one tile
     mask_padding: bool = False  # padding patches are hidden from the connector (BLIP-3)
 
@@ -301,8 +302,8 @@ class Optimizer(Record):
     kind: Literal["adamw", "adafactor", "muon"]
     peak_lr: Positive
     connector_peak_lr: Positive | None = None  # None: peak_lr
-    beta1: Fraction = 0.9
-    beta2: Fraction = 0.95
+    beta1: Decay = 0.9
+    beta2: Decay = 0.95
     eps: Positive = 1e-8
     weight_decay: NotNegative = 0.1
     max_grad_norm: Positive = 1.0
@@ -358,7 +359,7 @@ class Checkpointing(Record):
     """When to save and what to keep. Of the layout hash."""
 
     every_steps: Count
-    keep: Annotated[int, Ge(2)] = 3  # the newest verified ones; never fewer than two
+    keep: Annotated[int, Ge(2), Le(10**15)] = 3  # the newest verified ones; never fewer than two
     keep_every_steps: Count | None = None  # also kept for ever
 
 
@@ -369,7 +370,7 @@ class Evaluation(Record):
     validate_every_steps: Count | None = None
     validation_samples: WholeNumber = 256
     suites: tuple[str, ...] = ()
-    shots: tuple[int, ...] = (0,)
+    shots: tuple[WholeNumber, ...] = (0,)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -108,7 +108,12 @@ def encoder_tensors(encoder: Encoder) -> list[Tensor]:
 
 
 def encoder_depth(encoder: Encoder) -> int:
-    """Blocks that are built: those up to the chosen features (`feature_layer` counts as hidden states do, -1 is the last layer)."""
+    """Blocks that are built, those up to the chosen features; costed as the nearest one there is where a plan names none."""
+    return min(max(feature_depth(encoder), 1), encoder.layers)
+
+
+def feature_depth(encoder: Encoder) -> int:
+    """The layer that `feature_layer` names, from 1: it counts as hidden states do, -1 is the last layer. May be none of the encoder's."""
     return encoder.feature_layer + encoder.layers + 1 if encoder.feature_layer < 0 else encoder.feature_layer
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from stagecoach.contract.plan import Model, Parent, PipelinePlan, StagePlan
 from stagecoach.contract.records import did_you_mean, to_plain, walk_leaves
 from stagecoach.costs.load import stage_steps
-from stagecoach.costs.parameters import encoder_depth, patches
+from stagecoach.costs.parameters import feature_depth, patches
 from stagecoach.recipes.findings import Finding
 
 # Fields of a model that may change from a stage to the next without a tensor changing its shape.
@@ -27,7 +27,7 @@ def _shapes(model: Model) -> Iterator[Finding]:
     encoder, connector, decoder = model.encoder, model.connector, model.decoder
     if encoder.width % encoder.heads:
         yield Finding("error", "model.encoder.heads", f"{encoder.heads} heads do not divide a width of {encoder.width}", "make them divide")
-    if not 1 <= encoder_depth(encoder) <= encoder.layers:
+    if not 1 <= feature_depth(encoder) <= encoder.layers:
         says = f"layer {encoder.feature_layer} is none of the encoder's {encoder.layers}"
         yield Finding("error", "model.encoder.feature_layer", says, f"use -1 (the last) to -{encoder.layers}")
     if decoder.heads % decoder.kv_heads:

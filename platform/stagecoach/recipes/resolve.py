@@ -23,6 +23,7 @@ from stagecoach.costs import hardware as known_hardware
 from stagecoach.errors import ConfigError
 from stagecoach.recipes import recipe_function
 from stagecoach.recipes.addresses import check_addresses
+from stagecoach.redaction import redact
 
 INHERITED = ("model.encoder.", "model.connector.", "model.decoder.")
 
@@ -71,6 +72,8 @@ def resolve(recipe: str, settings: Sequence[str] = (), *, hardware: str | None =
     plan, inherited = apply_settings(base, asked)
     for stage in plan.stages:
         check_addresses(stage)
+    for setting in asked:
+        refuse_secrets(setting)
     return Resolved(recipe=recipe, plan=plan, default=default, arguments=arguments, settings=tuple(asked), inherited=tuple(inherited))
 
 
@@ -153,6 +156,14 @@ def refuse_contradictions(settings: Sequence[Setting]) -> None:
             nested = later.path.startswith(earlier.path + ".") or earlier.path.startswith(later.path + ".")
             if same or nested:
                 raise ConfigError(f"`{earlier.text}` and `{later.text}` contradict each other; keep one")
+
+
+def refuse_secrets(setting: Setting) -> None:
+    """Raises ConfigError for a value that looks like a secret: a plan is stored, hashed and printed."""
+    for text in _texts(setting.value):
+        if redact(text) != text:
+            says = f"`{setting.path}` = {redact(text)!r}: holds what looks like a secret, and a plan is stored for all to read"
+            raise ConfigError(f"{says}; give it to the job by the environment or a cluster secret")
 
 
 def _equal(one: Any, other: Any) -> bool:

@@ -11,6 +11,7 @@ from stagecoach.explain.records import Cause, Explanation, Facts
 from stagecoach.explain.resolve import Target, find
 from stagecoach.explain.sentence import duration
 from stagecoach.explain.verdict import explain
+from stagecoach.storage import ObjectCorrupt
 
 GOOD = {Cause.FINISHED, Cause.RUNNING, Cause.STAGE_FINISHED, Cause.TRAINED}
 BAD = {
@@ -64,7 +65,7 @@ def _entry(runs: Runs, name: str, gather: Callable[[Target], Facts], *, is_run: 
             kind, created_at = target.run.recipe, target.run.created_at
         elif not is_run and (job := runs.job(name).job()) is not None:
             kind, created_at = job.kind, job.created_at
-    except ContractError:
+    except (ContractError, ObjectCorrupt):
         pass  # its row says that it cannot be read
     return Entry(name=name, kind=kind, is_run=is_run, created_at=created_at, said=explain(gather(target)))
 

@@ -12,6 +12,7 @@ from typing import Any
 from stagecoach.contract.launch import LogLine
 from stagecoach.contract.ledger import SUPERVISOR, JobFolder
 from stagecoach.contract.names import whole_number
+from stagecoach.storage import ObjectCorrupt
 
 SUPERVISOR_RANK = -1
 
@@ -42,7 +43,7 @@ class LogReader:
         for attempt in self.folder.attempt_numbers() if self.attempt is None else [self.attempt]:
             for source, key in self._new_segments(attempt):
                 place = (attempt, source)
-                *lines, rest = (self._rests.get(place, b"") + self.folder.store.read(key)).split(b"\n")
+                *lines, rest = (self._rests.get(place, b"") + self._body(key)).split(b"\n")
                 self._rests[place] = rest
                 self._read[place] = self._read.get(place, 0) + 1
                 yield from (_line(attempt, source, line) for line in lines)
@@ -53,6 +54,13 @@ class LogReader:
             if rest:
                 yield _line(attempt, source, rest)
         self._rests.clear()
+
+    def _body(self, key: str) -> bytes:
+        """A damaged segment is said in its place; the others are as good as ever."""
+        try:
+            return self.folder.store.read(key)
+        except ObjectCorrupt as damaged:
+            return f"(lines are missing here: {damaged})\n".encode()
 
     def _new_segments(self, attempt: int) -> list[tuple[str, str]]:
         """(source, key) in reading order."""

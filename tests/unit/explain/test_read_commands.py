@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from stagecoach.cli import run
+from stagecoach.contract.job import JobRecord
 from stagecoach.storage import Store, StoreSettings, open_store
 from stagecoach.testing.ledger import JobBook, write_job, write_run
 
@@ -212,3 +213,30 @@ def test_every_nodes_supervisor_is_told_apart_and_odd_names_break_nothing(ask: A
     assert status == 0
     assert {"1 supervisor | of supervisor", "1 supervisor-1 | of supervisor-1", "1 rank 0 | of rank-0"} < set(out.splitlines())
     assert len(out.splitlines()) == 5
+
+
+def test_a_damaged_object_takes_no_list_and_no_log_down(ask: Ask, root: str) -> None:
+    (book,) = write_run(root, "damaged", "pretrain")
+    book.start(1)
+    for segment in (0, 1):
+        book.folder.write_segment("logs", 1, "rank-0", segment, f"segment {segment}\n".encode())
+    flip(f"{root}/runs/damaged/run.json")
+    flip(f"{root}/runs/damaged/stages/00-pretrain/logs/attempt-1/rank-0/000000")
+    job = write_job(root, "preflight-1")
+    job.folder.write_job(JobRecord(name="preflight-1", kind="preflight", identity="1", settings={}, created_at="t"))
+    flip(f"{root}/jobs/preflight-1/job.json")
+    status, out, _ = ask("runs")
+    assert status == 0
+    assert [line.split()[0] for line in out.splitlines()[1:]] == ["damaged", "preflight-1"]
+    status, out, _ = ask("logs", f"{root}/runs/damaged/stages/00-pretrain")
+    assert status == 0
+    assert "1 rank 0 | (lines are missing here: " in out
+    assert out.endswith("1 rank 0 | segment 1\n")
+
+
+def flip(uri: str) -> None:
+    """Changes one bit of a file in place, as a disk would: what stands beside it (its checksum) stays."""
+    with Path(uri.removeprefix("file://")).open("r+b") as file:
+        first = file.read(1)[0]
+        file.seek(0)
+        file.write(bytes([first ^ 1]))

@@ -7,8 +7,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 TESTS = Path(__file__).parent
+
+
+# A change is judged on the same examples each time; elsewhere hypothesis looks further on every run. No deadline: machines are shared.
+settings.register_profile("repeatable", derandomize=True, deadline=None, print_blob=True)
+settings.register_profile("searching", deadline=None, print_blob=True)
+settings.load_profile("repeatable" if os.environ.get("CI") else "searching")
 
 
 def missing_cluster() -> str | None:

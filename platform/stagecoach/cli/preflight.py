@@ -55,7 +55,7 @@ def preflight_command(
     from stagecoach.site import root_uri
 
     settings = read_overrides(overrides)
-    asked = get_launcher(launcher)
+    asked = get_launcher(launcher, to_submit=True)
     folder = Runs.open(root_uri(root), settings=PERSON).job(new_name())
     with Narrator(folder.uri) as narrator:
         try:

@@ -17,7 +17,7 @@ from stagecoach.errors import ConfigError, StagecoachError
 from stagecoach.launch.appdef import SUPERVISOR, build_app
 from stagecoach.launch.local_logs import job_lines
 from stagecoach.launch.local_phase import LedgerView, job_state
-from stagecoach.launch.local_state import JobDirectory, LocalJob, job_directories, now, written_at
+from stagecoach.launch.local_state import JobDirectory, LocalJob, check_folder, job_directories, now, written_at
 from stagecoach.launch.local_stop import cancel_job
 from stagecoach.site import state_folder
 from stagecoach.supervisor.claims import latest_committed
@@ -44,6 +44,10 @@ class LocalLauncher:
         if handle is None:
             raise StagecoachError(f"job {spec.name!r} was deleted while it was submitted; submit it again")
         return handle
+
+    def check_writable(self) -> None:
+        """Raises ConfigError where no job could be kept on this machine. Makes nothing."""
+        check_folder(self.state / "jobs")
 
     def dry_run(self, spec: LaunchSpec) -> str:
         """What `submit` would start, as JSON; nothing is started or written."""

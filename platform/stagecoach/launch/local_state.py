@@ -28,7 +28,7 @@ from typing import Any, Literal
 
 from stagecoach.contract.plan import Count, WholeNumber
 from stagecoach.contract.records import Stored, decode, encode
-from stagecoach.errors import ClusterUnavailable
+from stagecoach.errors import ClusterUnavailable, ConfigError
 
 LOCK_WAIT_S = 30.0  # a submit holds the lock for some 20 ms a node
 Condition = Literal["absent", "starting", "running", "ended", "dead"]
@@ -131,7 +131,7 @@ class JobDirectory:
         lock = self.path / "lock"
         while True:
             if create:
-                self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+                make_folder(self.path)
             try:
                 held = os.open(lock, os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT if create else 0), 0o600)
             except FileNotFoundError:
@@ -185,6 +185,27 @@ def job_directories(state: Path) -> list[JobDirectory]:
     if not jobs.is_dir():
         return []
     return [JobDirectory(path) for path in sorted(jobs.iterdir()) if path.is_dir() and not path.name.startswith(".")]
+
+
+def check_folder(path: Path) -> None:
+    """Raises ConfigError where this user could not keep jobs below `path`. Makes nothing."""
+    there = next(folder for folder in (path, *path.parents) if os.path.lexists(folder))
+    if not there.is_dir():
+        raise _no_folder(path, f"{there} is no folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise _no_folder(path, "Permission denied")
+
+
+def make_folder(path: Path) -> None:
+    """With all folders above it. Raises ConfigError where that cannot be."""
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise _no_folder(path, error.strerror or str(error)) from None
+
+
+def _no_folder(path: Path, why: str) -> ConfigError:
+    return ConfigError(f"{path}: local jobs cannot be kept there ({why}); set STAGECOACH_STATE_DIR to a folder that may be written")
 
 
 def write_atomically(path: Path, body: bytes) -> None:

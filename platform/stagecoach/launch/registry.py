@@ -8,12 +8,16 @@ LAUNCHERS = ("local",)
 NOT_BUILT = ("jobset", "kubernetes", "ray")  # named in interfaces.md section 1; refused by name until they exist
 
 
-def get_launcher(name: str) -> Launcher:
-    """The launcher of that name. Raises ConfigError with what exists."""
+def get_launcher(name: str, *, to_submit: bool = False) -> Launcher:
+    """The launcher of that name. Raises ConfigError with what exists; with `to_submit` also where it could take no job, which is better
+    known before a submission is claimed."""
     if name == "local":
         from stagecoach.launch.local import LocalLauncher
 
-        return LocalLauncher()
+        local = LocalLauncher()
+        if to_submit:
+            local.check_writable()
+        return local
     exists = f"here there is: {', '.join(LAUNCHERS)}"
     if name in NOT_BUILT:
         raise ConfigError(f"--launcher {name}: not built yet; {exists}")

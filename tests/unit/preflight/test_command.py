@@ -111,7 +111,7 @@ class Deaf(FakeLauncher):
 @pytest.mark.parametrize("kind", [Interrupted, Deaf])
 def test_an_interrupted_command_leaves_no_job_behind(kind: type[FakeLauncher], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     launcher = kind()
-    monkeypatch.setattr("stagecoach.launch.registry.get_launcher", lambda _: launcher)
+    monkeypatch.setattr("stagecoach.launch.registry.get_launcher", lambda *_, **__: launcher)
     with pytest.raises((SystemExit, KeyboardInterrupt, click.Abort)):
         cli.main(["preflight", "--root", f"file://{tmp_path}"], standalone_mode=False)
     assert [job.state.phase for job in launcher.cluster.jobs.values()] == [Phase.CANCELLED]
@@ -137,8 +137,18 @@ def test_a_report_that_nobody_could_write_is_not_pointed_at(
             self.cluster.finish(spec.name, 75)
             return handle
 
-    monkeypatch.setattr("stagecoach.launch.registry.get_launcher", lambda _: Done())
+    monkeypatch.setattr("stagecoach.launch.registry.get_launcher", lambda *_, **__: Done())
     assert run(["preflight", "--root", f"file://{tmp_path}"]) == 1
     said = capsys.readouterr()
     assert "the job ended before it began" in said.out
     assert "report.json" not in said.out + said.err
+
+
+def test_a_state_folder_that_cannot_be_made_is_told_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("STAGECOACH_STATE_DIR", str(tmp_path / "file" / "state"))
+    assert run(["preflight", "--root", f"file://{tmp_path}/root"]) == 2
+    assert f"local jobs cannot be kept there ({tmp_path}/file is no folder); set STAGECOACH_STATE_DIR" in capsys.readouterr().err
+    assert not (tmp_path / "root").exists()

@@ -55,5 +55,5 @@ def ask(view_of: ViewOf, launcher: str, job: str) -> ClusterFacts:
     try:
         view = view_of(launcher)
         return ClusterFacts(view=view.name, state=view.describe(job))
-    except StagecoachError as error:
+    except (StagecoachError, OSError) as error:  # OSError: another user's state folder
         return ClusterFacts(view=launcher, unreachable=str(error))

@@ -11,6 +11,7 @@ import pytest
 
 from stagecoach.cli import run
 from stagecoach.contract.job import JobRecord
+from stagecoach.launch.local import LocalLauncher
 from stagecoach.storage import Store, StoreSettings, open_store
 from stagecoach.testing.ledger import JobBook, write_job, write_run
 
@@ -240,3 +241,13 @@ def flip(uri: str) -> None:
         first = file.read(1)[0]
         file.seek(0)
         file.write(bytes([first ^ 1]))
+
+
+def test_a_launcher_that_may_not_be_looked_at_is_no_obstacle(ask: Ask, crashed: JobBook, monkeypatch: pytest.MonkeyPatch) -> None:
+    def denied(_: LocalLauncher, name: str) -> None:
+        raise PermissionError(13, "Permission denied", f"/home/another/{name}")
+
+    monkeypatch.setattr(LocalLauncher, "attach", denied)
+    status, out, err = ask("explain", "mm1-demo")
+    assert (status, out.startswith("mm1-demo, stage sft: attempt 2 crashed")) == (0, True)
+    assert "Permission denied" in err

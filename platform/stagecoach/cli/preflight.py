@@ -55,7 +55,7 @@ def preflight_command(
     from stagecoach.site import root_uri
 
     settings = read_overrides(overrides)
-    asked = get_launcher(launcher, to_submit=True)
+    asked = get_launcher(launcher, ranks=nodes * ranks_per_node)
     folder = Runs.open(root_uri(root), settings=PERSON).job(new_name())
     with Narrator(folder.uri) as narrator:
         try:

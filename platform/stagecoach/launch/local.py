@@ -4,6 +4,7 @@ A killed launcher leaves its jobs running; another one attaches to them by name.
 scheduler (`local_scheduler.py`), which is imported on first use.
 """
 
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +26,7 @@ from stagecoach.supervisor.claims import latest_committed
 if TYPE_CHECKING:
     from stagecoach.launch.local_scheduler import StagecoachLocalScheduler
 
+MOST_RANKS, RANKS_PER_CORE = 64, 4  # each is a process that holds torch: a typing error must not take the machine down
 _RUN_OF_URI = re.compile(r"/runs/([^/]+)/")
 
 
@@ -45,8 +47,14 @@ class LocalLauncher:
             raise StagecoachError(f"job {spec.name!r} was deleted while it was submitted; submit it again")
         return handle
 
-    def check_writable(self) -> None:
-        """Raises ConfigError where no job could be kept on this machine. Makes nothing."""
+    def check_room(self, ranks: int) -> None:
+        """Raises ConfigError where no job of so many ranks could be kept on this machine. Makes nothing."""
+        most = max(MOST_RANKS, RANKS_PER_CORE * (os.cpu_count() or 1))
+        if ranks > most:
+            raise ConfigError(
+                f"{ranks} ranks (nodes x ranks per node) on one machine of {os.cpu_count()} cores: at most {most}, or it would stand still; "
+                "use fewer, or a cluster's launcher"
+            )
         check_folder(self.state / "jobs")
 
     def dry_run(self, spec: LaunchSpec) -> str:

@@ -28,7 +28,7 @@ from typing import Any, Literal
 
 from stagecoach.contract.plan import Count, WholeNumber
 from stagecoach.contract.records import Stored, decode, encode
-from stagecoach.errors import ClusterUnavailable, ConfigError
+from stagecoach.errors import ClusterUnavailable, ConfigError, ContractError
 
 LOCK_WAIT_S = 30.0  # a submit holds the lock for some 20 ms a node
 Condition = Literal["absent", "starting", "running", "ended", "dead"]
@@ -115,6 +115,9 @@ class JobDirectory:
 
     @classmethod
     def named(cls, state: Path, name: str) -> "JobDirectory":
+        """Raises ContractError for what is no name: it may come out of a bucket, and must not lead elsewhere."""
+        if "/" in name or name in ("", ".", ".."):
+            raise ContractError(f"{name!r} is no name of a job")
         return cls(state / "jobs" / name)
 
     @contextmanager

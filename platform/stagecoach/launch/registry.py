@@ -8,15 +8,15 @@ LAUNCHERS = ("local",)
 NOT_BUILT = ("jobset", "kubernetes", "ray")  # named in interfaces.md section 1; refused by name until they exist
 
 
-def get_launcher(name: str, *, to_submit: bool = False) -> Launcher:
-    """The launcher of that name. Raises ConfigError with what exists; with `to_submit` also where it could take no job, which is better
-    known before a submission is claimed."""
+def get_launcher(name: str, *, ranks: int = 0) -> Launcher:
+    """The launcher of that name. Raises ConfigError with what exists; and, with `ranks`, where it could take no job of so many: that is
+    better known before a submission is claimed."""
     if name == "local":
         from stagecoach.launch.local import LocalLauncher
 
         local = LocalLauncher()
-        if to_submit:
-            local.check_writable()
+        if ranks:
+            local.check_room(ranks)
         return local
     exists = f"here there is: {', '.join(LAUNCHERS)}"
     if name in NOT_BUILT:

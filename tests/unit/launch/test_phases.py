@@ -1,10 +1,13 @@
 """From files, locks and ledger to one state: every case."""
 
+from pathlib import Path
+
 import pytest
 
 from stagecoach.constants import Phase
+from stagecoach.errors import ContractError
 from stagecoach.launch.local_phase import LedgerView, job_exit_code, job_state
-from stagecoach.launch.local_state import NodeView
+from stagecoach.launch.local_state import JobDirectory, NodeView
 
 STARTING, RUNNING, DEAD, ABSENT = "starting", "running", "dead", "absent"
 JOINED = LedgerView(newest=2, attempts=2, all_joined=True)
@@ -58,3 +61,9 @@ def test_the_phase_the_code_and_the_reason(
 )
 def test_the_gravest_code_is_the_jobs(codes: tuple[int, ...], code: int) -> None:
     assert job_exit_code(views(*codes)) == code
+
+
+@pytest.mark.parametrize("name", ["../../another", "a/b", "", ".", ".."])
+def test_a_name_out_of_a_bucket_leads_nowhere_else(name: str, tmp_path: Path) -> None:
+    with pytest.raises(ContractError, match="is no name of a job"):
+        JobDirectory.named(tmp_path, name)

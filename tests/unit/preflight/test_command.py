@@ -78,6 +78,7 @@ def test_progress_groups_ranks_by_phase() -> None:
         (("--launcher", "slurm"), "no such launcher"),
         (("--hardware", "h10"), "did you mean `h100`?"),
         (("--nodes", "0"), "x>=1"),
+        (("--nodes", "100000", "--ranks-per-node", "8"), "800000 ranks (nodes x ranks per node) on one machine"),
         (("--root", "pipe:cat"), "pipe"),
     ],
 )

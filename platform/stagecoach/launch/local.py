@@ -52,7 +52,7 @@ class LocalLauncher:
         most = max(MOST_RANKS, RANKS_PER_CORE * (os.cpu_count() or 1))
         if ranks > most:
             raise ConfigError(
-                f"{ranks} ranks (nodes x ranks per node) on one machine of {os.cpu_count()} cores: at most {most}, or it would stand still; "
+                f"{ranks} ranks (nodes x ranks per node) on one machine of {os.cpu_count()} cores: at most {most}, or it stands still; "
                 "use fewer, or a cluster's launcher"
             )
         check_folder(self.state / "jobs")

@@ -20,6 +20,7 @@ from stagecoach.testing.fault_server import FaultServer
 
 WAIT_S = 90
 QUICK = ("--set", "windows=3", "--set", "window_s=0.1", "--set", "bucket_mb=1")
+LONG = ("--set", "windows=30", "--set", "window_s=0.1", "--set", "bucket_mb=1")  # not over before a signal reaches a rank
 
 
 class Preflight:
@@ -142,7 +143,7 @@ def test_a_throttled_rank_is_named_and_only_that_one(tmp_path: Path) -> None:
 
 
 def test_a_rank_that_stands_still_is_named_and_nothing_is_left(tmp_path: Path) -> None:
-    preflight = Preflight(tmp_path, "--ranks-per-node", "2", "--json", *QUICK, "--set", "patience_s=4")
+    preflight = Preflight(tmp_path, "--ranks-per-node", "2", "--json", *LONG, "--set", "patience_s=4")
     still = preflight.rank(1)
     until(lambda: preflight.phases().get("0", "torch") not in ("torch", "meeting"))
     still.send_signal(signal.SIGSTOP)
@@ -156,7 +157,7 @@ def test_a_rank_that_stands_still_is_named_and_nothing_is_left(tmp_path: Path) -
 
 
 def test_a_rank_that_dies_is_named_though_nobody_can_report(tmp_path: Path) -> None:
-    preflight = Preflight(tmp_path, "--ranks-per-node", "2", "--json", *QUICK)
+    preflight = Preflight(tmp_path, "--ranks-per-node", "2", "--json", *LONG)
     victim = preflight.rank(0)
     until(preflight.phases)
     victim.send_signal(signal.SIGKILL)

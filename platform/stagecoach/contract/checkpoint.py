@@ -1,0 +1,83 @@
+"""What a checkpoint is made of (interfaces.md section 6; the protocol is reliability.md section 1). Torch-free: control planes verify too.
+
+checkpoints/step-{S:08d}/attempt-{n}/      written once, never used again
+    model-{r:05d}.safetensors  optimizer-{r:05d}.safetensors    what rank r holds
+    state.json  state-{r:05d}.json          values all ranks agree on, and rank r's own (its random numbers)
+    digests-{r:05d}.json                    `RankDigests`: what rank r wrote
+    MANIFEST.json                           `CheckpointManifest`: all of the above, put together by rank 0
+    COMMITTED                               SHA-256 (hex) of MANIFEST.json; one conditional create, last. Without it nothing is there
+    QUARANTINED                             why it must not be read; written by whoever found it bad
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from stagecoach.contract.plan import Count, WholeNumber
+from stagecoach.contract.records import Record, Stored
+
+BLOCK_BYTES = 8 << 20  # one digest each: a flipped bit is found, and named, to within a block
+
+CheckpointPart = Literal["model", "optimizer"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ObjectDigests(Record):
+    """One object of a checkpoint and what proves its bytes."""
+
+    name: str  # below the checkpoint's folder
+    size: WholeNumber
+    blocks: tuple[str, ...]  # XXH3-128 (32 hex digits) of each 8 MiB
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Piece(Record):
+    """A box of a tensor and where its bytes lie: row-major, little-endian, without gaps."""
+
+    object: str  # name of the object
+    start: WholeNumber  # first byte in the object
+    size: WholeNumber  # bytes
+    offset: tuple[WholeNumber, ...]  # of the box in the tensor, an entry a dimension
+    shape: tuple[WholeNumber, ...]  # of the box
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TensorEntry(Record):
+    """One tensor, whole; its pieces cover it exactly once."""
+
+    part: CheckpointPart
+    name: str  # optimizer: "{parameter}:{key}", like "decoder.blocks.0.ffn.up.weight:exp_avg"
+    dtype: str  # as safetensors writes it: "F32", "BF16", "I64", ...
+    shape: tuple[WholeNumber, ...]
+    pieces: tuple[Piece, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RankDigests(Stored):
+    """`digests-{r}.json`: what one rank wrote, and which pieces of which tensors are in it."""
+
+    FORMAT = "stagecoach.checkpoint-digests"
+
+    rank: WholeNumber
+    step: WholeNumber
+    attempt: Count
+    objects: tuple[ObjectDigests, ...]
+    tensors: tuple[TensorEntry, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CheckpointManifest(Stored):
+    """`MANIFEST.json`: everything that was saved at one step by one attempt."""
+
+    FORMAT = "stagecoach.checkpoint"
+
+    job_uri: str  # whose it is: a copy in another run's folder is refused
+    step: WholeNumber
+    attempt: Count
+    identity: str  # identity hash of the plan
+    world_size: Count
+    mesh: Mapping[str, int]  # axis -> ranks
+    fingerprints: Mapping[str, str] = field(default_factory=dict)  # tokenizer, model, data
+    versions: Mapping[str, str] = field(default_factory=dict)
+    objects: tuple[ObjectDigests, ...]
+    tensors: tuple[TensorEntry, ...]

@@ -10,12 +10,16 @@ LAYOUT_FIELDS = ("layout", "checkpoint", "evaluation", "resources")  # how and w
 
 
 def identity_fields(plan: StagePlan) -> dict[str, Any]:
-    """What decides the weights: model, data (URIs apart: the fingerprint says what is in them), batch, optimizer, schedule, seed,
-    duration, init, loss, code bundle."""
+    """What decides the weights: model, data, batch, optimizer, schedule, seed, duration, init, loss, code bundle. Not where a thing
+    lies: a dataset's and a tokenizer's fingerprint, and the parent checkpoint's digest, say what is in it."""
     plain: dict[str, Any] = {key: value for key, value in to_plain(plan).items() if key not in LAYOUT_FIELDS}
     for dataset in plain["data"]["datasets"]:
-        for key in ("uri", "stats"):
+        for key in ("uri", "validation_uri", "stats"):
             dataset.pop(key)
+    if plain["data"]["tokenizer_fingerprint"] is not None:
+        plain["data"].pop("tokenizer")
+    if plain["init"]["kind"] == "parent":
+        plain["init"].pop("checkpoint")
     return plain
 
 

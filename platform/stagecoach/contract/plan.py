@@ -31,10 +31,13 @@ Part = Literal["encoder", "connector", "decoder", "embeddings"]  # what can be t
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Parent(Record):
-    """Starts from the last checkpoint of another stage of this pipeline."""
+    """Starts from the weights of another stage's last checkpoint. `checkpoint` and `digest` are None in a recipe and pinned in `plan.json`
+    when it runs: the folder that is read (of this run's stage, or of another run's), and the SHA-256 of its MANIFEST.json."""
 
     kind: Literal["parent"] = "parent"
     stage: StageName
+    checkpoint: str | None = None
+    digest: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -235,13 +238,15 @@ class DatasetStats(Record):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DatasetRef(Record):
-    """A dataset by name. `uri` and `fingerprint` are None in a recipe and pinned in `run.json` and `plan.json` when it runs."""
+    """A dataset by name. `uri` and `fingerprint` are None in a recipe and pinned in `run.json` and `plan.json` when it runs, as is
+    `validation_uri`: the held-out split, where there is one."""
 
     name: Name
     kind: SampleKind
     category: str = "general"
     uri: str | None = None
     fingerprint: str | None = None
+    validation_uri: str | None = None
     stats: DatasetStats
 
 
@@ -281,6 +286,7 @@ class Data(Record):
     template: Literal["plain", "llava", "phi3"] = "plain"
     frames: WholeNumber = 0  # video: frames sampled uniformly, each an image
     tokenizer: str | None = None  # URI of a tokenizer.json; None: the one beside the decoder, or the made corpus' own
+    tokenizer_fingerprint: str | None = None  # SHA-256 of its bytes, pinned when it runs
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

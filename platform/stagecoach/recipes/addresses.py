@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from stagecoach.contract.plan import Pretrained, StagePlan
+from stagecoach.contract.plan import Parent, Pretrained, StagePlan
 from stagecoach.errors import ConfigError
 from stagecoach.storage import UriPolicy, UriRefused
 from stagecoach.storage.uris import SCHEMES
@@ -27,8 +27,11 @@ def addresses(stage: StagePlan) -> Iterator[tuple[str, str, UriPolicy]]:
             uri = getattr(stage.init, part)
             if uri is not None and "://" in uri:  # weights may also lie at a plain local path
                 yield f"init.{part}", uri, WEIGHTS
+    if isinstance(stage.init, Parent) and stage.init.checkpoint is not None:
+        yield "init.checkpoint", stage.init.checkpoint, DATA
     for dataset in stage.data.datasets:
-        if dataset.uri is not None:
-            yield f"data.datasets.{dataset.name}.uri", dataset.uri, DATA
+        for key in ("uri", "validation_uri"):
+            if (uri := getattr(dataset, key)) is not None:
+                yield f"data.datasets.{dataset.name}.{key}", uri, DATA
     if stage.data.tokenizer is not None:
         yield "data.tokenizer", stage.data.tokenizer, DATA

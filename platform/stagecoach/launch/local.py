@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from stagecoach.checkpoints import latest_committed
 from stagecoach.constants import ExitCode, Phase
 from stagecoach.contract.job import AttemptEnd
 from stagecoach.contract.launch import JobState, LaunchSpec, LogLine, RunHandle
@@ -21,7 +22,6 @@ from stagecoach.launch.local_phase import LedgerView, job_state
 from stagecoach.launch.local_state import JobDirectory, LocalJob, check_folder, job_directories, now, written_at
 from stagecoach.launch.local_stop import cancel_job
 from stagecoach.site import state_folder
-from stagecoach.supervisor.claims import latest_committed
 
 if TYPE_CHECKING:
     from stagecoach.launch.local_scheduler import StagecoachLocalScheduler

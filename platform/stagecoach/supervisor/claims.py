@@ -2,21 +2,17 @@
 
 import hashlib
 import importlib.metadata
-import re
 import secrets
-from collections.abc import Iterator
 from datetime import UTC, datetime
 
 from stagecoach import __version__
+from stagecoach.checkpoints import latest_committed
 from stagecoach.constants import MAX_ATTEMPTS_WITHOUT_PROGRESS, ExitCode
 from stagecoach.contract.identity import layout_hash
 from stagecoach.contract.job import AttemptEnd, AttemptStart, Why
 from stagecoach.contract.launch import LaunchSpec
 from stagecoach.contract.ledger import JobFolder
 from stagecoach.errors import StagecoachError
-
-_STEP = re.compile(r"step-(\d{8,})")
-_ATTEMPT = re.compile(r"attempt-(\d+)")
 
 
 class NoProgress(StagecoachError):
@@ -34,34 +30,6 @@ class AttemptTaken(StagecoachError):
 def now() -> str:
     """UTC, for people."""
     return datetime.now(UTC).isoformat(timespec="milliseconds")
-
-
-def latest_committed(job: JobFolder) -> tuple[int, str | None]:
-    """(step, URI) of the newest checkpoint that may be read, derived by listing; (0, None) when there is none.
-
-    A commit of attempt n counts only up to the step from which every later attempt resumed: what a fenced attempt still writes is
-    never read (architecture.md section 8). Sorted by step, then attempt; never by time.
-    """
-    attempts = job.attempt_numbers()
-    limits: dict[int, int] = {}
-    for step, attempt, key in _checkpoints(job):
-        if attempt not in limits:
-            later = (job.attempt_start(number) for number in attempts if number > attempt)
-            limits[attempt] = min((start.resumed_from_step for start in later if start is not None), default=step)
-        is_fenced = step > limits[attempt] and any(number > attempt for number in attempts)
-        if not is_fenced and job.store.exists(f"{key}/COMMITTED") and not job.store.exists(f"{key}/QUARANTINED"):
-            return step, job.store.uri_of(key)
-    return 0, None
-
-
-def _checkpoints(job: JobFolder) -> Iterator[tuple[int, int, str]]:
-    """(step, attempt, folder), newest first."""
-    steps = [(int(match[1]), name) for name in job.store.list_folders("checkpoints") if (match := _STEP.fullmatch(name))]
-    for step, name in sorted(steps, reverse=True):
-        folders = job.store.list_folders(f"checkpoints/{name}")
-        attempts = sorted((int(match[1]), folder) for folder in folders if (match := _ATTEMPT.fullmatch(folder)))
-        for attempt, folder in reversed(attempts):
-            yield step, attempt, f"checkpoints/{name}/{folder}"
 
 
 def bury_the_dead(job: JobFolder) -> AttemptEnd | None:

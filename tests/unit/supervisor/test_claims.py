@@ -6,9 +6,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from stagecoach.checkpoints import latest_committed
 from stagecoach.contract.job import AttemptEnd, AttemptStart, Ending
 from stagecoach.contract.ledger import JobFolder
-from stagecoach.supervisor.claims import AttemptTaken, NoProgress, attempts_without_progress, bury_the_dead, claim_next, latest_committed
+from stagecoach.supervisor.claims import AttemptTaken, NoProgress, attempts_without_progress, bury_the_dead, claim_next
 from stagecoach.testing.builders import TIME, launch_spec
 
 

@@ -6,11 +6,12 @@ from collections import Counter, defaultdict
 
 import pytest
 
+from stagecoach.contract.dataset import read_corpus
 from stagecoach.errors import ConfigError
 from stagecoach.recipes.tiny import blip3_tiny, mm1_5_tiny, mm1_tiny
 from stagecoach.storage import open_store
 from stagecoach_workloads.data.dataset import open_dataset
-from stagecoach_workloads.data.made.corpus import DATASETS, MakeJob, corpus_baselines, make_corpus, read_corpus
+from stagecoach_workloads.data.made.corpus import DATASETS, MakeJob, corpus_baselines, make_corpus
 from stagecoach_workloads.data.made.level import PROFILES, words
 from stagecoach_workloads.data.made.task import Case, baselines
 from stagecoach_workloads.data.samples import check_sample, to_json

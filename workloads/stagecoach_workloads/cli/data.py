@@ -242,8 +242,8 @@ def parse_steps(text: str) -> tuple[int, int]:
 
 def dataset_uris(uri: str) -> list[str]:
     """The dataset at the URI, or every dataset of the made corpus there. Raises DataError when there is neither."""
+    from stagecoach.contract.dataset import CORPUS_KEY, read_corpus
     from stagecoach.storage import open_store
-    from stagecoach_workloads.data.made.corpus import CORPUS_KEY, read_corpus
 
     store = open_store(uri)
     if not store.exists(CORPUS_KEY):

@@ -13,10 +13,10 @@ from functools import lru_cache
 from typing import Any
 
 from stagecoach import __version__
+from stagecoach.contract.dataset import DatasetManifest
 from stagecoach.errors import ConfigError, DataError, StagecoachError
 from stagecoach.storage import NotFound, Store, UriRefused, open_store
 from stagecoach_workloads.data import media, tar
-from stagecoach_workloads.data.manifest import DatasetManifest
 from stagecoach_workloads.data.samples import Content, Sample, SampleError, Turn, document, from_json, image, read_json_object
 from stagecoach_workloads.data.writer import Rejected, WriteSettings, say_nothing, write_dataset
 

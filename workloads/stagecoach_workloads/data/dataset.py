@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 import xxhash
 
+from stagecoach.contract.dataset import DatasetManifest, read_manifest
 from stagecoach.storage import Store, UriPolicy, open_store
 from stagecoach.storage.errors import NotFound, ObjectChanged, OutOfRange
 from stagecoach_workloads.data.index import IndexColumns, IndexRow, read_part
-from stagecoach_workloads.data.manifest import DatasetManifest, read_manifest
 from stagecoach_workloads.data.samples import Sample, SampleError, from_json
 
 

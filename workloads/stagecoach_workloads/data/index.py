@@ -13,10 +13,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from stagecoach.contract.dataset import PartEntry
 from stagecoach.errors import DataError
 from stagecoach.storage import Store
 from stagecoach.storage.errors import NotFound, ObjectCorrupt
-from stagecoach_workloads.data.manifest import PartEntry
 
 ROWS_PER_PART = 1_000_000
 

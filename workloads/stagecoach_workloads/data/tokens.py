@@ -16,6 +16,7 @@ from tokenizers.pre_tokenizers import ByteLevel, Digits
 from tokenizers.pre_tokenizers import Sequence as PreTokenizers
 from tokenizers.trainers import BpeTrainer
 
+from stagecoach.contract.dataset import Corpus, PartEntry
 from stagecoach.contract.records import Stored, canonical_json, decode, encode
 from stagecoach.errors import ContractError, DataError
 from stagecoach.storage import Store
@@ -23,8 +24,6 @@ from stagecoach.storage.errors import NotFound, ObjectCorrupt
 from stagecoach_workloads.data import templates
 from stagecoach_workloads.data.dataset import Dataset, open_dataset_at
 from stagecoach_workloads.data.index import list_column
-from stagecoach_workloads.data.made.corpus import Corpus
-from stagecoach_workloads.data.manifest import PartEntry
 from stagecoach_workloads.data.samples import Sample
 
 IMAGE_TOKEN = "<image>"  # noqa: S105 - no secret

@@ -20,13 +20,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
 
+from stagecoach.contract.dataset import MANIFEST_KEY, Counts, DatasetManifest, ShardEntry, fingerprint, read_manifest, write_manifest
 from stagecoach.contract.records import canonical_json
 from stagecoach.errors import ConfigError, DataError
 from stagecoach.storage import Store
 from stagecoach.storage.errors import NotFound
 from stagecoach_workloads.data import index, tar
 from stagecoach_workloads.data.images import ImageRefused, image_info
-from stagecoach_workloads.data.manifest import MANIFEST_KEY, Counts, DatasetManifest, ShardEntry, fingerprint, read_manifest, write_manifest
 from stagecoach_workloads.data.samples import Sample, SampleError, check_sample, to_json
 
 SHARD_BYTES = 64 * 1024 * 1024

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from stagecoach import __version__
-from stagecoach.contract.records import Record, Stored, decode, encode
-from stagecoach.errors import ConfigError, ContractError, DataError
+from stagecoach.contract.dataset import CORPUS_KEY, Baseline, Corpus, read_corpus
+from stagecoach.contract.records import encode
+from stagecoach.errors import ConfigError, DataError
 from stagecoach.storage import Store, open_store
-from stagecoach.storage.errors import NotFound
 from stagecoach_workloads.data.made import pages, scenes, sequences
 from stagecoach_workloads.data.made.draw import Brush
 from stagecoach_workloads.data.made.level import PROFILES, SPLITS, Level, Profile, stream
@@ -23,7 +23,6 @@ from stagecoach_workloads.data.made.task import Case, Task, baselines, boxes_of
 from stagecoach_workloads.data.samples import Sample
 from stagecoach_workloads.data.writer import WriteSettings, spawn_pool, write_dataset
 
-CORPUS_KEY = "corpus.json"
 TOKENIZER_KEY = "tokenizer.json"
 
 # name: (kind, tasks). The names are those that the miniatures' mixtures use.
@@ -46,30 +45,6 @@ DATASETS: dict[str, tuple[str, tuple[type[Task], ...]]] = {
     "preference": ("preference", (sequences.Preference,)),
     "safety": ("conversation", (pages.Danger, pages.DangerousRequest)),
 }
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Baseline(Record):
-    """What a category scores without skill: one of the question's answers at random, and the best without looking at the image."""
-
-    metric: str
-    chance: float
-    blind: float
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Corpus(Stored):
-    """`corpus.json`. `datasets` maps a mixture's names to folders (the training split); `validation` and `test` likewise."""
-
-    FORMAT = "stagecoach.corpus"
-
-    profile: str
-    seed: int
-    datasets: dict[str, str]
-    validation: dict[str, str]
-    test: dict[str, str]
-    tokenizer: str
-    baselines: dict[str, dict[str, Baseline]]  # of the test split: dataset, then category
 
 
 @dataclass(frozen=True)
@@ -209,14 +184,3 @@ def _check_free(store: Store, wanted: Corpus) -> None:
         return
     if found != wanted:
         raise ConfigError(f"{store.uri}: another made corpus stands here (profile {found.profile}, seed {found.seed}); choose another URI")
-
-
-def read_corpus(store: Store) -> Corpus:
-    """Raises DataError when there is no finished corpus."""
-    uri = store.uri_of(CORPUS_KEY)
-    try:
-        return decode(Corpus, store.read(CORPUS_KEY), uri=uri)
-    except NotFound:
-        raise DataError(f"{uri}: not there; make a corpus with `stagecoach data make {store.uri}`, or give the URI of one") from None
-    except ContractError as error:
-        raise DataError(str(error)) from None

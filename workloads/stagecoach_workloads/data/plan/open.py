@@ -4,12 +4,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
+from stagecoach.contract.dataset import read_corpus
 from stagecoach.contract.plan import StagePlan
 from stagecoach.errors import DataError
 from stagecoach.storage import Store, UriPolicy, open_store
 from stagecoach.storage.errors import NotFound
 from stagecoach_workloads.data.dataset import Dataset, open_dataset
-from stagecoach_workloads.data.made.corpus import read_corpus
 from stagecoach_workloads.data.plan.layout import Layout, LayoutSettings
 from stagecoach_workloads.data.plan.plan import DataPlan
 from stagecoach_workloads.data.plan.source import Source
@@ -33,7 +33,8 @@ def locate(stage: StagePlan, corpus_uri: str | None, *, split: str = "train") ->
     Raises DataError that names what has no address.
     """
     wanted = [weight.dataset for weight in stage.data.mixture.weights if weight.weight > 0]
-    pinned = {dataset.name: dataset.uri for dataset in stage.data.datasets if dataset.uri}
+    where = {"train": "uri", "validation": "validation_uri"}.get(split, "")
+    pinned = {dataset.name: uri for dataset in stage.data.datasets if (uri := getattr(dataset, where, None))}
     found: dict[str, str] = {}
     tokenizer = stage.data.tokenizer
     if corpus_uri:
@@ -42,8 +43,7 @@ def locate(stage: StagePlan, corpus_uri: str | None, *, split: str = "train") ->
         folders: Mapping[str, str] = {"train": corpus.datasets, "validation": corpus.validation, "test": corpus.test}[split]
         found = {name: store.uri_of(folder) for name, folder in folders.items()}
         tokenizer = tokenizer or store.uri_of(corpus.tokenizer)
-    if split == "train":
-        found |= pinned
+    found |= pinned
     missing = [name for name in wanted if name not in found]
     if missing:
         there = f"{corpus_uri} has {', '.join(sorted(found))}" if corpus_uri else "no --data URI was given"

@@ -1,4 +1,8 @@
-"""`dataset.json`: what a dataset is, written last. It names every shard and index part with its digest, so nothing else is trusted."""
+"""What a dataset and a made corpus are (interfaces.md section 5). Torch-free: a control plane pins fingerprints.
+
+`dataset.json` is written last and names every shard and index part with its digest, so nothing else is trusted; `corpus.json` maps a
+mixture's names to datasets.
+"""
 
 import hashlib
 from collections.abc import Iterable
@@ -10,6 +14,7 @@ from stagecoach.storage import Store
 from stagecoach.storage.errors import NotFound, ObjectCorrupt
 
 MANIFEST_KEY = "dataset.json"
+CORPUS_KEY = "corpus.json"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -110,3 +115,38 @@ def _what_is_there(store: Store) -> str:
         return "an unfinished dataset stands here; run the same command again and it goes on"
     found = len(store.list(""))
     return f"{found} other objects stand there, so the URI may be wrong" if found else "nothing stands under this URI"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Baseline(Record):
+    """What a category scores without skill: one of the question's answers at random, and the best without looking at the image."""
+
+    metric: str
+    chance: float
+    blind: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Corpus(Stored):
+    """`corpus.json`. `datasets` maps a mixture's names to folders (the training split); `validation` and `test` likewise."""
+
+    FORMAT = "stagecoach.corpus"
+
+    profile: str
+    seed: int
+    datasets: dict[str, str]
+    validation: dict[str, str]
+    test: dict[str, str]
+    tokenizer: str
+    baselines: dict[str, dict[str, Baseline]]  # of the test split: dataset, then category
+
+
+def read_corpus(store: Store) -> Corpus:
+    """Raises DataError when there is no finished corpus."""
+    uri = store.uri_of(CORPUS_KEY)
+    try:
+        return decode(Corpus, store.read(CORPUS_KEY), uri=uri)
+    except NotFound:
+        raise DataError(f"{uri}: not there; make a corpus with `stagecoach data make {store.uri}`, or give the URI of one") from None
+    except ContractError as error:
+        raise DataError(str(error)) from None

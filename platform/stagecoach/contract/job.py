@@ -193,6 +193,23 @@ class ObjectRef(Record):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class TrainResult(Stored):
+    """`result.json`: what the trainer leaves when the last step is committed; `stage.json` is made from it. Published again by any
+    attempt that finds nothing left to do."""
+
+    FORMAT = "stagecoach.train-result"
+
+    attempt: Count
+    step: WholeNumber
+    checkpoint: ObjectRef  # the committed folder, and the SHA-256 of its MANIFEST.json
+    weights_digest: str
+    tokens: WholeNumber
+    images: WholeNumber = 0
+    metrics: Mapping[str, float] = field(default_factory=dict)  # loss, validation/{category}, ...
+    fingerprints: Mapping[str, str] = field(default_factory=dict)  # tokenizer, model, data
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class StageManifest(Stored):
     """`stage.json`: the stage is done. Written last; what the next stage verifies before any GPU is asked for."""
 

@@ -19,6 +19,7 @@ from stagecoach.contract.job import (
     StageManifest,
     Submission,
     SubmissionState,
+    TrainResult,
 )
 from stagecoach.contract.names import stage_folder, whole_number
 from stagecoach.contract.plan import StagePlan
@@ -50,6 +51,10 @@ class JobFolder:
     def write_plan(self, plan: StagePlan) -> bool:
         """Freezes the plan; False when one was there (read it and compare identities)."""
         return self._create("plan.json", plan)
+
+    def replace_plan(self, plan: StagePlan) -> None:
+        """The same identity with another layout, for the attempts to come. Only while no submission is open."""
+        self.store.publish("plan.json", encode(plan))
 
     def plan(self) -> StagePlan | None:
         return self._read("plan.json", StagePlan)
@@ -125,6 +130,14 @@ class JobFolder:
         return self._read(f"attempts/{attempt}/end.json", AttemptEnd)
 
     # --- the stage
+
+    def write_result(self, result: TrainResult) -> None:
+        """What training came to. Replaces an earlier attempt's word."""
+        self.store.publish("result.json", encode(result))
+
+    def result(self) -> TrainResult | None:
+        """None until training is done."""
+        return self._read("result.json", TrainResult)
 
     def write_stage(self, manifest: StageManifest) -> bool:
         """The job is done. False when it was said before."""

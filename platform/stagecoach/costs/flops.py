@@ -9,6 +9,7 @@ Conventions, the ones MFU is usually stated in:
 - Experts count `top_k` times; the router counts. The head is computed at every position. Padding positions count: the machine does them.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from stagecoach.contract.plan import Connector, Decoder, Encoder, Model, StagePlan
@@ -33,9 +34,23 @@ class StepFlops:
         return self.encoder + self.connector + self.decoder + self.attention + self.head
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Work:
+    """What one real batch holds: images by size, padded positions, and the length of each document."""
+
+    images: Sequence[tuple[int, tuple[int, int]]]  # how many of (height, width) pixels
+    positions: int
+    documents: Sequence[int]
+
+
 def encoder_forward(encoder: Encoder, image_size: int) -> float:
     """One image or tile."""
-    tokens = patches(encoder, image_size)
+    return _encoder_forward(encoder, patches(encoder, image_size))
+
+
+def _encoder_forward(encoder: Encoder, grid: int) -> float:
+    """One image of `grid` patches."""
+    tokens = grid
     embed = 2.0 * tokens * 3 * encoder.patch_size**2 * encoder.width
     tokens += encoder.layout == "clip"
     linears = 2.0 * tokens * (4 * encoder.width**2 + 2 * encoder.width * encoder.mlp_width)
@@ -44,8 +59,12 @@ def encoder_forward(encoder: Encoder, image_size: int) -> float:
 
 def connector_forward(connector: Connector, encoder: Encoder, decoder: Decoder, image_size: int) -> float:
     """One image or tile."""
+    return _connector_forward(connector, encoder, decoder, patches(encoder, image_size))
+
+
+def _connector_forward(connector: Connector, encoder: Encoder, decoder: Decoder, grid: int) -> float:
+    """One image of `grid` patches."""
     tokens, width, model = connector.tokens, encoder.width, decoder.width
-    grid = patches(encoder, image_size)
     if connector.kind == "average_pool":
         return 2.0 * tokens * width * model
     if connector.kind == "c_abstractor":
@@ -105,23 +124,60 @@ def backward_factor(model: Model, part: str) -> float:
 def step_flops(plan: StagePlan) -> StepFlops:
     """One optimizer step over all ranks. DPO adds a forward pass of the frozen reference, and its noised step doubles everything."""
     model, load = plan.model, step_load(plan)
+    encode = encoder_forward(model.encoder, model.image.size)
+    connect = connector_forward(model.connector, model.encoder, model.decoder, model.image.size)
+    return _with_backward(
+        plan,
+        encode=load.tiles * encode,
+        connect=load.tiles * connect,
+        positions=load.positions,
+        attention=attention_forward(model.decoder, load),
+        per_image=encode + connect,
+    )
+
+
+def work_flops(plan: StagePlan, work: Work) -> StepFlops:
+    """The same for one real batch: its images at their sizes, its positions, its documents at their lengths."""
+    model = plan.model
+    grids = [(count, (height // model.encoder.patch_size) * (width // model.encoder.patch_size)) for count, (height, width) in work.images]
+    encode = sum(count * _encoder_forward(model.encoder, grid) for count, grid in grids)
+    connect = sum(count * _connector_forward(model.connector, model.encoder, model.decoder, grid) for count, grid in grids)
+    images = sum(count for count, _ in grids)
+    return _with_backward(
+        plan,
+        encode=encode,
+        connect=connect,
+        positions=work.positions,
+        attention=_work_attention(model.decoder, work),
+        per_image=(encode + connect) / images if images else 0.0,
+    )
+
+
+def _work_attention(decoder: Decoder, work: Work) -> float:
+    """Scores and values of these documents, causal. Rows of a document longer than the sliding window see the window only."""
+    window = decoder.sliding_window
+    squares = sum(length**2 if window is None or length <= window else 2 * window * length - window**2 for length in work.documents)
+    return decoder.layers * 2.0 * decoder.heads * decoder.head_dim * squares
+
+
+def _with_backward(plan: StagePlan, *, encode: float, connect: float, positions: int, attention: float, per_image: float) -> StepFlops:
+    """From forward passes (encoder, connector and quadratic attention of all there is) to a step."""
+    model = plan.model
     reference = 1.0 if plan.loss.kind == "dpo" else 0.0
     repeats = 2.0 if plan.loss.noised_image_step else 1.0
 
     def passes(part: str) -> float:
         return repeats * (1.0 + reference + backward_factor(model, part))
 
-    encode = encoder_forward(model.encoder, model.image.size)
-    connect = connector_forward(model.connector, model.encoder, model.decoder, model.image.size)
     decode, head = decoder_forward(model.decoder), head_forward(model.decoder)
     adapters = 2.0 * sum(tensor.count for tensor in lora_tensors(model))
     return StepFlops(
-        encoder=load.tiles * encode * passes("encoder"),
-        connector=load.tiles * connect * passes("connector"),
-        decoder=load.positions * (decode * passes("decoder") + adapters * 3.0 * repeats),
-        attention=attention_forward(model.decoder, load) * repeats * (1.0 + reference + _attention_backward(model)),
-        head=load.positions * head * passes("embeddings"),
-        per_image_forward=encode + connect,
+        encoder=encode * passes("encoder"),
+        connector=connect * passes("connector"),
+        decoder=positions * (decode * passes("decoder") + adapters * 3.0 * repeats),
+        attention=attention * repeats * (1.0 + reference + _attention_backward(model)),
+        head=positions * head * passes("embeddings"),
+        per_image_forward=per_image,
         per_position_forward=decode + head + adapters,
     )
 

@@ -1,0 +1,183 @@
+"""`RunLog`: one call a step, and everything that watches a stage knows: heartbeat, events, TensorBoard, a line in the log."""
+
+import math
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from stagecoach.contract.plan import StagePlan
+from stagecoach.costs.hardware import HARDWARE
+from stagecoach_workloads.data.work.collate import Batch
+from stagecoach_workloads.telemetry.background import Background, EveryS, write_line_forever
+from stagecoach_workloads.telemetry.buckets import Bucket, Buckets, seconds_since_start
+from stagecoach_workloads.telemetry.lines import progress_line
+from stagecoach_workloads.telemetry.report import StepReport
+from stagecoach_workloads.telemetry.speed import Rates, Speed
+
+if TYPE_CHECKING:
+    from stagecoach_workloads.rank import RankContext
+
+LINE_S = 10.0  # between two lines in the log
+LINES_WAITING = 100
+CLOSE_S = 2.0  # how long an end waits for each sink
+LONG = ("init", "restore", "evaluation")  # their seconds are told when they end; the others' with the next step
+
+
+class RunLog:
+    """One per rank. Only rank 0 writes scalars and lines; every rank beats and sends events of its own. Nothing here blocks or raises.
+
+    Events: `step` (rank 0: loss, losses, grad_norm, rates, counts, taken, speed), `sample_ids` (every rank that has a hash), `validation`,
+    `seconds` (at the end, by bucket), `telemetry_dropped` (what a sink did not take).
+    """
+
+    def __init__(
+        self,
+        context: "RankContext",
+        plan: StagePlan,
+        *,
+        steps: int,
+        start_step: int,
+        flops: Callable[[Sequence[Batch]], float] | None,
+        tokens: int = 0,
+        images: int = 0,
+        out: int = 1,
+    ) -> None:
+        """`flops` counts the work of one rank's batches (`counts.flops_of(plan)`). `tokens` and `images`: trained on before `start_step`.
+        `out`: where lines go."""
+        self._context, self._steps, self._count_flops = context, steps, flops
+        self._is_first = context.rank == 0
+        self._step, self._tokens, self._images = start_step, tokens, images
+        self._buckets = Buckets(init_s=seconds_since_start())
+        self._speed = Speed(steps=steps, peak_flops=peak_flops(plan, context.world_size))
+        self._lines = Background("progress-lines", lambda text: write_line_forever(lambda b: os.write(out, b), text), size=LINES_WAITING)
+        self._is_time_for_a_line = EveryS(LINE_S)
+
+    # --- what the trainer calls
+
+    @contextmanager
+    def bucket(self, name: Bucket) -> Iterator[None]:
+        """Counts the block's time as `name`; a bucket opened inside pauses this one."""
+        try:
+            with self._buckets.bucket(name):
+                yield
+        finally:
+            if name in LONG:
+                beat = self._context.last_beat
+                self._context.heartbeat(step=beat.step, phase=beat.phase, **self._seconds())
+
+    def flops(self, batches: Sequence[Batch]) -> float:
+        """The work of this rank's batches, forward and backward; 0 where nobody counts it. For `StepReport.flops_by_rank`."""
+        return self._count_flops(batches) if self._count_flops is not None else 0.0
+
+    def step(self, report: StepReport, batches: Sequence[Batch]) -> None:
+        """Tells of one step."""
+        self._step = report.step
+        self._tokens += report.num_tokens
+        self._images += report.num_images
+        seconds = self._seconds()
+        rates = self._speed.add(
+            report.step,
+            now=time.perf_counter(),
+            evaluation_s=seconds["seconds_evaluation"],
+            tokens=report.num_tokens,
+            images=report.num_images,
+            flops=self._flops_of_step(report, batches),
+        )
+        self._beat(report, rates, seconds)
+        if report.sample_ids_hash is not None:
+            self.event("sample_ids", report.sample_ids_hash, step=report.step)
+        if self._is_first:
+            self.event("step", step_event(report, rates), step=report.step)
+            self._say_progress(report, rates)
+
+    def validation(self, step: int, losses: Mapping[str, float]) -> None:
+        """Tells the losses of the fixed validation set, by category."""
+        if self._is_first:
+            self.event("validation", plain_numbers(losses), step=step)
+            self._say(f"step {step} validation: {', '.join(f'{name} {value:.4g}' for name, value in sorted(losses.items()))}")
+
+    def samples(self, step: int, images: Mapping[str, np.ndarray], texts: Mapping[str, str]) -> None:
+        """Shows images (HWC uint8; `drawing.draw_boxes` draws on them) and texts in TensorBoard."""
+
+    def event(self, name: str, value: Any, *, step: int | None = None) -> None:
+        """One line in this rank's events."""
+        self._context.event(name, value, step=self._step if step is None else step)
+
+    def close(self) -> None:
+        """Sends what waits, for a moment. Idempotent."""
+        beat = self._context.last_beat
+        seconds = self._seconds()
+        self._context.heartbeat(step=beat.step, phase=beat.phase, **seconds)
+        self.event("seconds", {name.removeprefix("seconds_"): round(value, 3) for name, value in seconds.items()})
+        self._lines.flush(CLOSE_S)
+
+    # --- inside
+
+    def _seconds(self) -> dict[str, float]:
+        return {f"seconds_{name}": value for name, value in self._buckets.seconds().items()}
+
+    def _flops_of_step(self, report: StepReport, batches: Sequence[Batch]) -> float | None:
+        """Of all ranks. Where only our own are known, the others' are taken as equal, which the data plan sees to over a window."""
+        if report.flops_by_rank is not None:
+            return sum(report.flops_by_rank)
+        if self._count_flops is None or not self._is_first:
+            return None
+        return self._count_flops(batches) * self._context.world_size
+
+    def _beat(self, report: StepReport, rates: Rates, seconds: Mapping[str, float]) -> None:
+        known = {"tokens_per_s": rates.tokens_per_s, "images_per_s": rates.images_per_s, "mfu": rates.mfu, "eta_s": rates.eta_s}
+        self._context.heartbeat(
+            step=report.step,
+            phase="train",
+            steps=self._steps,
+            tokens=self._tokens,
+            images=self._images,
+            loss=report.loss,
+            **{name: value for name, value in known.items() if value is not None},
+            **seconds,
+        )
+
+    def _say_progress(self, report: StepReport, rates: Rates) -> None:
+        if self._is_time_for_a_line() or report.step == self._steps:
+            self._say(progress_line(report, rates, steps=self._steps))
+
+    def _say(self, text: str) -> None:
+        self._lines.offer(text.encode() + b"\n")
+
+
+def peak_flops(plan: StagePlan, ranks: int) -> float | None:
+    """Dense FLOP/s of all ranks' devices by their data sheets; None for hardware that costs do not know."""
+    entry = HARDWARE.get(plan.resources.hardware)
+    return entry.peak_flops * ranks if entry is not None else None
+
+
+def step_event(report: StepReport, rates: Rates) -> dict[str, Any]:
+    """The value of a `step` event. What is not finite is a word, so that the line stays JSON."""
+    told: dict[str, Any] = {
+        "loss": _plain(report.loss),
+        "losses": plain_numbers(report.losses),
+        "grad_norm": _plain(report.grad_norm),
+        "rates": plain_numbers(report.rates),
+        "num_targets": report.num_targets,
+        "num_tokens": report.num_tokens,
+        "num_images": report.num_images,
+        "taken": report.taken,
+    }
+    if rates.tokens_per_s is not None:
+        told["tokens_per_s"] = round(rates.tokens_per_s, 1)
+    if rates.mfu is not None:
+        told["mfu"] = round(rates.mfu, 4)
+    return told
+
+
+def plain_numbers(numbers: Mapping[str, float]) -> dict[str, float | str]:
+    """Sorted, for JSON."""
+    return {name: _plain(value) for name, value in sorted(numbers.items())}
+
+
+def _plain(value: float) -> float | str:
+    return value if math.isfinite(value) else str(value)

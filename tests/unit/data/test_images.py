@@ -132,3 +132,24 @@ def test_padding_is_black_and_stands_on_both_sides() -> None:
     assert (tile[:8] == 0).all()
     assert (tile[8:24] == 255).all()
     assert (tile[24:] == 0).all()
+
+
+@pytest.mark.parametrize(("width", "height"), [(500, 375), (130, 120), (1900, 1500), (60, 45), (900, 40)])
+def test_every_way_of_resizing_is_close_to_pillow(width: int, height: int) -> None:
+    """Slight and strong shrinking, growing, and one side of each: never a pixel skipped, which a fine pattern would show."""
+    stripes = np.zeros((height, width, 3), np.uint8)
+    stripes[:, ::2] = 200
+    picture = Image.fromarray(stripes) if width > 1000 else gradient(width, height)
+    tile = tiles_of(saved(picture, "PNG"), plan_tiles(ImageSettings(size=96, fit="squash"), width, height))[0].astype(int)
+    reference = np.asarray(picture.resize((96, 96), Image.Resampling.BICUBIC)).astype(int)
+    assert np.abs(tile - reference).mean() < 3
+
+
+def test_exif_is_found_behind_other_segments_and_damage_in_front_of_the_scan_is_no_matter() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 8
+    body = saved(gradient(120, 80), exif=exif)
+    comment = b"\xff\xfe" + (60_002).to_bytes(2, "big") + bytes(60_000)
+    late = body[:2] + comment + comment + body[2:]  # beyond the first 64 KiB
+    assert image_info(late).orientation == 8
+    assert image_info(b"\xff\xd8\xff\xff" + saved(gradient())[3:]).orientation == 1  # fill bytes before a marker

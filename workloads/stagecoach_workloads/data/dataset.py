@@ -59,10 +59,13 @@ class Dataset:
         return self.store.uri
 
     def stretch(self, number: int) -> Stretch:
-        """Where sample `number` stands."""
-        row = self.index.row(number)
-        members = tuple(zip(row.member_names, row.member_offsets, row.member_lengths, strict=True))
-        return Stretch(row.key, self.manifest.shards[row.shard].key, row.offset, row.length, row.hash, members)
+        """Where sample `number` stands. Raises IndexError past the end."""
+        if not 0 <= number < len(self):
+            raise IndexError(f"sample {number} of {len(self)}")
+        index = self.index
+        key, members = index.members(number)
+        shard = self.manifest.shards[int(index.shard[number])].key
+        return Stretch(key, shard, int(index.offset[number]), int(index.length[number]), int(index.hash[number]), members)
 
     def read(self, number: int) -> Sample:
         """One sample, checked. Raises ContentError that names it when its bytes or its JSON are damaged."""

@@ -55,7 +55,7 @@ def sniff(body: bytes) -> str:
 
 def image_info(body: bytes) -> ImageInfo:
     """Reads the header only. Raises ImageRefused for other formats, damage in the header, and more than 64 Mpx."""
-    if sniff(body) == "JPEG" and b"Exif\0" not in body[:65_536]:  # the usual case, without Pillow's detour
+    if sniff(body) == "JPEG" and not _has_exif(body):  # the usual case, without Pillow's detour
         return _jpeg_info(body)
     with _open(body) as picture:
         width, height = picture.size
@@ -63,6 +63,25 @@ def image_info(body: bytes) -> ImageInfo:
         if orientation in _TURNED:
             width, height = height, width
         return ImageInfo(str(picture.format), width, height, picture.mode, orientation)
+
+
+def _has_exif(body: bytes) -> bool:
+    """Walks the JPEG's segments up to the scan (ITU T.81, B.1.1.4). Where they are damaged, what was walked decides."""
+    at = 2
+    while at + 4 <= len(body) and body[at] == 0xFF:
+        marker = body[at + 1]
+        if marker == 0xFF:  # fill byte
+            at += 1
+            continue
+        if marker == 0xE1 and body[at + 4 : at + 9] == b"Exif\0":
+            return True
+        if marker in (0xD8, 0x01) or 0xD0 <= marker <= 0xD7:  # no length follows
+            at += 2
+            continue
+        if marker in (0xDA, 0xD9):  # start of scan, end of image
+            return False
+        at += 2 + max(2, int.from_bytes(body[at + 2 : at + 4], "big"))
+    return False
 
 
 def _jpeg_info(body: bytes) -> ImageInfo:

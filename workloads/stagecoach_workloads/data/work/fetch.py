@@ -4,6 +4,7 @@ A block (about 4 MiB) holds samples that the shuffle uses at about the same time
 of images. Blocks are kept in memory up to `memory_bytes` and, with a cache folder, on disk for the node's other processes.
 """
 
+import os
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -50,6 +51,11 @@ class Origin:
     @property
     def is_remote(self) -> bool:
         return not self.store.uri.startswith(("file://", "memory://"))
+
+    @property
+    def folder(self) -> str | None:
+        """The path on this machine's file system, if it is one."""
+        return self.store.uri.removeprefix("file://") if self.store.uri.startswith("file://") else None
 
 
 @dataclass
@@ -105,6 +111,10 @@ class Fetcher:
 
     def _ranges(self, source: int, shard: str, documents: Sequence[Document]) -> list[tuple[int, bytes] | ContentError]:
         """Exact ranges; when together they cannot be read, one by one, so that only the damaged ones are missing."""
+        local = self.origins[source].folder
+        if local and (bodies := _read_file(f"{local}/{shard}", documents)):
+            self._count(len(documents), sum(map(len, bodies)))
+            return [(document.stretch.offset, body) for document, body in zip(documents, bodies, strict=True)]
         store = self.origins[source].store
         ranges = [(document.stretch.offset, document.stretch.length) for document in documents]
         self._count(len(ranges), sum(length for _, length in ranges))
@@ -167,6 +177,23 @@ class Fetcher:
     def close(self) -> None:
         """Ends the threads."""
         self._pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _read_file(path: str, documents: Sequence[Document]) -> list[bytes] | None:
+    """The usual case of a local shard: plain reads (5 us a sample; through the store 140). None when anything is unusual: then the store
+    reads, retries and says what is wrong."""
+    try:
+        file = os.open(path, os.O_RDONLY)
+    except OSError:
+        return None
+    try:
+        bodies = [os.pread(file, document.stretch.length, document.stretch.offset) for document in documents]
+    except OSError:
+        return None
+    finally:
+        os.close(file)
+    whole = all(len(body) == document.stretch.length for body, document in zip(bodies, documents, strict=True))
+    return bodies if whole else None
 
 
 class _Part(Future):  # type: ignore[type-arg]

@@ -5,6 +5,8 @@ import os
 import signal
 import threading
 
+from stagecoach.contract.names import whole_number
+
 _PR_SET_PDEATHSIG = 1
 _PR_SET_PTRACER = 0x59616D61
 _PR_SET_PTRACER_ANY = ctypes.c_ulong(-1)
@@ -43,8 +45,7 @@ def let_supervisor_look() -> None:
 
 def parent_from_environment(variable: str) -> int | None:
     """The process id in `variable`, which whoever started this process set; None when started by hand."""
-    value = os.environ.get(variable, "")
-    return int(value) if value.isdigit() else None
+    return whole_number(os.environ.get(variable, ""))
 
 
 def _prctl(option: int, value: ctypes.c_ulong) -> None:

@@ -13,7 +13,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -22,6 +22,7 @@ from typing import Any, NoReturn
 from stagecoach.contract.job import RankOutcome
 from stagecoach.contract.ledger import JobFolder
 from stagecoach.contract.local import Heartbeat, HeartbeatWriter, events_path, heartbeat_path, log_path, write_outcome
+from stagecoach.contract.names import whole_number
 from stagecoach.errors import ConfigError
 from stagecoach_workloads.events import EventPipe
 from stagecoach_workloads.outcomes import Stopped, outcome_of
@@ -50,6 +51,8 @@ class RankContext:
     settings: Mapping[str, Any] = field(default_factory=dict)  # JobRecord.settings of a job that is no stage
 
     _stop: bool = field(default=False, init=False)
+    _stop_at: float | None = field(default=None, init=False)
+    _leaves_at_once: bool = field(default=False, init=False)
     _beat: Heartbeat = field(default_factory=Heartbeat, init=False)
     _writer: HeartbeatWriter | None = field(default=None, init=False)
     _events: EventPipe = field(init=False)
@@ -85,8 +88,28 @@ class RankContext:
         return self._beat
 
     def request_stop(self) -> None:
-        """What SIGTERM does. For tests of workloads."""
+        """What SIGTERM does. For tests of workloads. Raises Stopped inside `leaving_at_once`."""
         self._stop = True
+        if self._stop_at is None:
+            self._stop_at = time.monotonic()
+        if self._leaves_at_once:
+            raise Stopped(committed_step=int(self._beat.numbers.get("committed_step", 0)))
+
+    @contextlib.contextmanager
+    def leaving_at_once(self) -> Iterator[None]:
+        """While nothing new is there to save (rendezvous, restore, compilation), a stop raises Stopped wherever the main thread is."""
+        self._leaves_at_once = True
+        try:
+            if self._stop:
+                self.request_stop()
+            yield
+        finally:
+            self._leaves_at_once = False
+
+    def grace_left_s(self) -> float:
+        """Seconds until the supervisor kills this rank, as far as it knows; the whole of it before a stop was asked for."""
+        grace = self.grace_s - min(5.0, self.grace_s / 4)  # the supervisor's own margin (reliability.md section 3)
+        return grace if self._stop_at is None else max(0.0, grace - (time.monotonic() - self._stop_at))
 
     def close(self) -> None:
         """Sends the last events."""
@@ -224,9 +247,10 @@ def _variable(name: str) -> str:
 
 def _number(name: str) -> int:
     value = _variable(name)
-    if not value.isdigit():
+    number = whole_number(value)
+    if number is None:
         raise ConfigError(f"environment variable {name}={value!r} is not a whole number; it is set by torchrun and the supervisor")
-    return int(value)
+    return number
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from stagecoach.errors import ConfigError
 
 if TYPE_CHECKING:
     from stagecoach.contract.launch import LogLine
+    from stagecoach.contract.ledger import JobFolder
     from stagecoach.explain.records import Explanation
     from stagecoach.explain.resolve import Place, Target
 
@@ -115,7 +116,10 @@ def logs_command(run: str, root: str | None, stage: str | None, rank: str | None
     known = place.folder.attempt_numbers()
     if attempt is not None and attempt not in known and not follow:
         raise ConfigError(f"{run} has no attempt {attempt}; it has: {', '.join(map(str, known)) or 'none'}")
-    reader = LogReader(place.folder, rank=_rank(rank), attempt=attempt)
+    wanted = _rank(rank)
+    if wanted is not None and not follow:
+        _check_rank(place.folder, wanted, known if attempt is None else [attempt])
+    reader = LogReader(place.folder, rank=wanted, attempt=attempt)
     printed = 0
     while True:
         is_last_look = not follow or has_ended(place.folder)
@@ -167,6 +171,14 @@ def _rank(rank: str | None) -> int | None:
     if number is None:
         raise ConfigError(f"--rank {rank!r}: a rank's number from 0, or `supervisor`")
     return number
+
+
+def _check_rank(folder: "JobFolder", rank: int, attempts: list[int]) -> None:
+    """Raises ConfigError when none of the attempts had such a rank; before the first attempt nobody knows."""
+    starts = (folder.attempt_start(number) for number in attempts)
+    ranks = max((start.world_size for start in starts if start is not None), default=0)
+    if 0 < ranks <= rank:
+        raise ConfigError(f"--rank {rank}: no attempt had that rank; there are 0 to {ranks - 1}, and `supervisor`")
 
 
 def _print_line(line: "LogLine") -> int:

@@ -4,6 +4,9 @@
 rounding decides, and `plan` counts tokens with the very code that splits images.
 """
 
+from collections.abc import Sequence
+from functools import lru_cache
+
 from stagecoach.contract.plan import Model, Split
 
 Grid = tuple[int, int]  # rows, columns
@@ -12,10 +15,16 @@ TYPICAL = (640, 480)  # width, height of the photo that stands for a corpus whos
 
 def grids(split: Split) -> list[Grid]:
     """Every grid the split may choose, fewest tiles first. (4, 9) gives 18, (4, 16) gives 45."""
+    return list(_grids(split))
+
+
+@lru_cache(maxsize=32)
+def _grids(split: Split) -> tuple[Grid, ...]:
+    """Remembered: a plan asks a hundred times, and 10,000 tiles have 93,000 grids."""
     if split.kind == "none":
-        return [(1, 1)]
+        return ((1, 1),)
     if split.kind == "static":
-        return [(split.rows, split.columns)]
+        return ((split.rows, split.columns),)
     side = split.max_side or split.max_tiles
     found = [
         (rows, columns)
@@ -23,12 +32,13 @@ def grids(split: Split) -> list[Grid]:
         for columns in range(1, min(side, split.max_tiles // rows) + 1)
         if split.min_tiles <= rows * columns
     ]
-    return sorted(found, key=lambda grid: (grid[0] * grid[1], grid))
+    return tuple(sorted(found, key=lambda grid: (grid[0] * grid[1], grid)))
 
 
+@lru_cache(maxsize=4096)
 def choose_grid(split: Split, tile: int, width: int, height: int) -> Grid:
     """The grid for an image of that size in pixels, with tiles of `tile` pixels a side. Ties go to the fewest tiles."""
-    choices = grids(split) or [(1, 1)]  # a split without any grid is refused by the plan's checks
+    choices = _grids(split) or ((1, 1),)  # a split without any grid is refused by the plan's checks
     if split.kind == "dynamic":
         return _least_padding(choices, tile, width, height)
     if split.kind == "grids":
@@ -36,7 +46,7 @@ def choose_grid(split: Split, tile: int, width: int, height: int) -> Grid:
     return choices[0]
 
 
-def _least_padding(choices: list[Grid], tile: int, width: int, height: int) -> Grid:
+def _least_padding(choices: Sequence[Grid], tile: int, width: int, height: int) -> Grid:
     """MM1.5: the longer side is scaled to the grid. Of grids that lose no pixel the least padded; else the one that loses least.
 
     Exact: along the longer side `long` (of `count` tiles) the scale is count * tile / long, so that every comparison below is one of
@@ -58,7 +68,7 @@ def _least_padding(choices: list[Grid], tile: int, width: int, height: int) -> G
     return min(whole or shrunk)[2]
 
 
-def _most_resolution(choices: list[Grid], tile: int, width: int, height: int) -> Grid:
+def _most_resolution(choices: Sequence[Grid], tile: int, width: int, height: int) -> Grid:
     """LLaVA: the most effective pixels after fitting the image inside (sides cut to whole pixels), then the least waste."""
 
     def rank(grid: Grid) -> tuple[int, int]:
@@ -84,7 +94,8 @@ def tile_count(split: Split, grid: Grid) -> int:
 
 def most_tiles(split: Split) -> int:
     """Encoded images of one image at most."""
-    return max((tile_count(split, grid) for grid in grids(split)), default=1)
+    choices = _grids(split)
+    return tile_count(split, choices[-1]) if choices else 1
 
 
 def typical_tiles(model: Model) -> int:

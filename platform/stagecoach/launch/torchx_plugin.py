@@ -10,6 +10,8 @@ import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from stagecoach.contract.names import whole_number
+
 if TYPE_CHECKING:
     from torchx.schedulers.api import Scheduler
 
@@ -31,7 +33,7 @@ def registered(factory: Factory) -> Factory:
     except ModuleNotFoundError:
         return factory  # TorchX 0.7.0
     sources = os.environ.get("TORCHX_PLUGINS_SOURCE", "3")
-    if sources.isdigit() and int(sources) & READS_ENTRY_POINTS:
+    if (whole_number(sources) or 0) & READS_ENTRY_POINTS:
         return factory
     marked: Factory = plugins.register.scheduler()(factory)
     return marked

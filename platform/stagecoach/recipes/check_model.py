@@ -3,12 +3,13 @@
 import math
 from collections.abc import Iterator
 
-from stagecoach.contract.plan import Model, Parent, PipelinePlan, StagePlan
+from stagecoach.contract.plan import Model, Parent, PipelinePlan, Pretrained, StagePlan
 from stagecoach.contract.records import did_you_mean, to_plain, walk_leaves
 from stagecoach.costs.load import stage_steps
 from stagecoach.costs.parameters import feature_depth, patches
 from stagecoach.recipes.findings import Finding
 
+HUGGING_FACE = "hf://"
 # Fields of a model that may change from a stage to the next without a tensor changing its shape.
 FREE = (
     "rope_theta", "rope_scaling", "norm_eps", "sliding_window", "max_positions",
@@ -19,6 +20,7 @@ FREE = (
 def findings(plan: PipelinePlan, stage: StagePlan) -> Iterator[Finding]:
     """Everything wrong with the model, its parent and its optimisation."""
     yield from _shapes(stage.model)
+    yield from _pretrained(stage)
     yield from _parent(plan, stage)
     yield from _training(stage)
 
@@ -62,6 +64,18 @@ def _pooling(kind: str, tokens: int, patch_count: int) -> Iterator[Finding]:
 
 
 # --- what it starts from -----------------------------------------------------------------------------------------------------
+
+
+def _pretrained(stage: StagePlan) -> Iterator[Finding]:
+    """A recipe names published weights by their Hugging Face name; a job opens addresses, and downloads nothing from the internet."""
+    if not isinstance(stage.init, Pretrained):
+        return
+    for part in ("encoder", "decoder"):
+        uri = getattr(stage.init, part)
+        if uri is not None and uri.lower().startswith(HUGGING_FACE):
+            says = f"{uri} is a name on Hugging Face, and no job downloads from there"
+            do = f"to do before a run: copy that folder into the bucket and --set {stage.name}.init.{part}=URI, like s3://bucket/weights/NAME"
+            yield Finding("warning", f"init.{part}", says, do)
 
 
 def _parent(plan: PipelinePlan, stage: StagePlan) -> Iterator[Finding]:

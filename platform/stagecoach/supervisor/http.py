@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
+from stagecoach.contract.names import whole_number
 from stagecoach.log import logger
 
 MAX_HEAD_BYTES = 8192
@@ -103,12 +104,12 @@ async def _read(reader: asyncio.StreamReader) -> Request:
     headers = {name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in head[1:])}
     if "transfer-encoding" in headers:
         raise BadRequest(400, "chunked bodies are not read here; send Content-Length")
-    length = headers.get("content-length", "0")
-    if not length.isdigit():
+    length = whole_number(headers.get("content-length", "0"))
+    if length is None:
         raise BadRequest(400, "Content-Length is not a number")
-    if int(length) > MAX_BODY_BYTES:
+    if length > MAX_BODY_BYTES:
         raise BadRequest(413, f"at most {MAX_BODY_BYTES} bytes")
-    return Request(words[0], words[1].partition("?")[0], await reader.readexactly(int(length)))
+    return Request(words[0], words[1].partition("?")[0], await reader.readexactly(length))
 
 
 async def _write(writer: asyncio.StreamWriter, response: Response) -> None:

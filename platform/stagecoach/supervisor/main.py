@@ -36,8 +36,8 @@ PORT_S = 10.0  # a predecessor on this machine may still hold the port
 def main() -> NoReturn:
     """Runs this node's part of the job and ends the process with the contract's exit code."""
     os.environ.setdefault("STAGECOACH_LOG", "json")
-    configure()
     try:
+        configure_log()
         settings = read_settings()
     except ConfigError as error:
         logger.error(str(error))
@@ -48,6 +48,15 @@ def main() -> NoReturn:
         write_exit(settings.local_state, code, reason)
     sys.stdout.flush()
     os._exit(code)  # threads may still wait for a bucket; the ledger is written, and nothing else is of value here
+
+
+def configure_log() -> None:
+    """The one sink. Raises ConfigError for STAGECOACH_LOG_LEVEL, and sees to it that the error is said as a line of the job's log."""
+    try:
+        configure()
+    except ConfigError:
+        configure(level="INFO")
+        raise
 
 
 def run(settings: SupervisorSettings) -> tuple[int, str]:

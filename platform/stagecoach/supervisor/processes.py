@@ -12,6 +12,8 @@ from pathlib import Path
 
 import psutil
 
+from stagecoach.contract.names import whole_number
+
 _PR_SET_CHILD_SUBREAPER = 36
 # Names that libraries make up for themselves. A file somebody put into /dev/shm on purpose is none of ours to remove.
 _LIBRARY_SHM = re.compile(r"/dev/shm/(torch_|psm_|sem\.|pym-|wnsm_|nccl-|cuda\.shm)[^/\s]*")  # noqa: S108
@@ -102,8 +104,7 @@ def is_ending(pid: int) -> bool:
 
 def rank_of(pid: int) -> int | None:
     """RANK in a process's environment; None while it is not ours yet (between fork and exec) or gone."""
-    value = environment_of(pid).get("RANK", "")
-    return int(value) if value.isdigit() else None
+    return whole_number(environment_of(pid).get("RANK", ""))
 
 
 def environment_of(pid: int) -> dict[str, str]:

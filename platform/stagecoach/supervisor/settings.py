@@ -19,6 +19,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from stagecoach.contract.names import whole_number
 from stagecoach.errors import ConfigError
 
 DEFAULT_PORT = 29400
@@ -74,9 +75,10 @@ def read_settings(environ: Mapping[str, str] = os.environ) -> SupervisorSettings
 
 def _whole(environ: Mapping[str, str], name: str, default: int | None) -> int:
     value = environ.get(name, "" if default is None else str(default))
-    if not value.isdigit():
+    number = whole_number(value)
+    if number is None:
         raise ConfigError(f"environment variable {name}={value!r}; expected a whole number")
-    return int(value)
+    return number
 
 
 def _seconds(environ: Mapping[str, str], name: str, default: float | None) -> float | None:

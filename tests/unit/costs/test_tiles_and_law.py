@@ -1,5 +1,7 @@
 """Splitting and the learning-rate law, against the papers' numbers."""
 
+import time
+
 import pytest
 
 from stagecoach.contract.plan import Split
@@ -29,6 +31,15 @@ def test_grids_of_4_to_9_are_the_listed_ones() -> None:
 )
 def test_dynamic_grid_of_a_size(width: int, height: int, grid: tuple[int, int]) -> None:
     assert choose_grid(dynamic(4, 9), 672, width, height) == grid
+
+
+def test_ten_thousand_tiles_are_counted_without_trying_every_grid_for_every_question() -> None:
+    split = dynamic(1, 10_000)
+    started = time.process_time()
+    answers = {(most_tiles(split), choose_grid(split, 672, 640, 480), len(grids(split))) for _ in range(100)}
+    took = time.process_time() - started
+    assert answers == {(10_001, (3, 4), sum(10_000 // rows for rows in range(1, 10_001)))}
+    assert took < 2.5, f"{took:.1f} s of CPU for 100 answers; 0.2 s an answer is what it takes without remembering"
 
 
 def test_blip3_grids_are_the_published_ones() -> None:

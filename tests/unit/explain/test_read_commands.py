@@ -167,6 +167,8 @@ def test_logs_follow_until_the_job_has_ended(ask: Ask, root: str) -> None:
         (("explain", ""), "RUN '': give a run's id, a job's name"),
         (("explain", "../mm1-demo"), "RUN '../mm1-demo': give a run's id, a job's name"),
         (("status", "mm1-demo", "--stage", ""), "has no stage ''; it has: pretrain, sft"),
+        (("logs", "mm1-demo", "--rank", "99"), "--rank 99: no attempt had that rank; there are 0 to 1, and `supervisor`"),
+        (("logs", "mm1-demo", "--rank", "2", "--attempt", "1"), "--rank 2: no attempt had that rank; there are 0 to 1"),
         (("logs", "mm1-demo", "--rank", "first"), "--rank 'first': a rank's number from 0, or `supervisor`"),
         (("logs", "mm1-demo", "--rank", "²"), "--rank '²': a rank's number from 0, or `supervisor`"),
         (("explain", "x", "--root", "ftp://host/y"), "scheme 'ftp'"),

@@ -143,3 +143,20 @@ def test_a_level_that_does_not_exist_is_refused(monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setenv("STAGECOACH_LOG_LEVEL", "loud")
     assert run("recipes") == 2
     assert "STAGECOACH_LOG_LEVEL='LOUD' is no level; use one of TRACE" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("streams", ["", "2>&-", ">&- 2>&-"], ids=["all", "no stderr", "none"])
+def test_ctrl_c_while_the_command_line_is_still_imported_ends_without_a_traceback(streams: str, tmp_path: Path) -> None:
+    (tmp_path / "click.py").write_text("import os, signal, time; os.kill(os.getpid(), signal.SIGINT); time.sleep(30)")
+    command = f"PYTHONPATH={tmp_path} exec {sys.executable} -m stagecoach recipes {streams}"
+    shown = subprocess.run(command, shell=True, capture_output=True, text=True, check=False, timeout=60)
+    assert (shown.returncode, shown.stdout, shown.stderr) == (130, "", "" if streams else "stopped\n")
+
+
+def test_the_module_is_the_command(tmp_path: Path) -> None:
+    def ask(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([sys.executable, "-m", "stagecoach", *arguments], capture_output=True, text=True, check=False, timeout=60)
+
+    assert ask("--version").stdout.startswith("stagecoach, version ")
+    refused = ask("plan", "mm1_tinny")
+    assert (refused.returncode, "did you mean `mm1_tiny`" in refused.stderr) == (2, True)

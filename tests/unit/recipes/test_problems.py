@@ -7,6 +7,8 @@ import pytest
 from stagecoach.contract.plan import Lora, PipelinePlan, StagePlan, Weight
 from stagecoach.recipes import recipe_function
 from stagecoach.recipes.problems import Problem, check
+from stagecoach.recipes.report import exit_code, report
+from stagecoach.recipes.resolve import Resolved, resolve
 
 
 def with_stage(plan: PipelinePlan, changed: StagePlan) -> PipelinePlan:
@@ -28,6 +30,22 @@ def test_a_dataset_named_twice_or_never_drawn_is_told() -> None:
     assert problems(with_stage(plan, idle))["data.datasets.interleaved"].severity == "warning"
     doubled = replace(stage, data=replace(data, mixture=replace(data.mixture, weights=(shares[0], shares[0]))))
     assert problems(with_stage(plan, doubled))["data.mixture.weights.captions"].says == "has two weights"
+
+
+@pytest.mark.parametrize("recipe", ["mm1_3b", "mm1_5_3b", "blip3_4b"])
+def test_weights_named_on_hugging_face_are_something_to_do_before_a_run_and_no_error(recipe: str) -> None:
+    plan = recipe_function(recipe)()
+    found = problems(plan)["init.encoder"]
+    assert found.severity == "warning"
+    assert found.says.startswith("hf://")
+    assert "--set pretrain.init.encoder=URI" in found.do
+    assert exit_code(report(resolve(recipe), grace_s=30)) == exit_code(report(mirrored(recipe), grace_s=30))
+    stage = replace(plan.stages[0], init=replace(plan.stages[0].init, encoder="s3://bucket/weights/encoder"))
+    assert "init.encoder" not in problems(with_stage(plan, stage))
+
+
+def mirrored(recipe: str) -> Resolved:
+    return resolve(recipe, ("pretrain.init.encoder=s3://bucket/e", "pretrain.init.decoder=s3://bucket/d"))
 
 
 def test_nothing_trained_is_an_error() -> None:

@@ -1,6 +1,7 @@
 """`stagecoach data ...`: make, convert, index, verify, inspect, stats, plan. Results to stdout, progress and narration to stderr."""
 
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ import click
 if TYPE_CHECKING:
     from stagecoach.contract.plan import StagePlan
 
+SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]+:")  # of two letters at least
 as_json_option = click.option("--json", "as_json", is_flag=True, help="One JSON value on stdout and nothing else.")
 
 
@@ -73,7 +75,7 @@ def convert_command(
             as_uri(source),
             as_uri(target),
             format=format,
-            images=as_uri(images) if images else None,
+            images=as_uri(images) if images is not None else None,
             category=category,
             licence=licence,
             budget=budget,
@@ -100,7 +102,8 @@ def index_command(uri: str, tokenizer: str, templates: tuple[str, ...]) -> None:
     unknown = [name for name in templates if name not in TEMPLATES]
     if unknown:
         raise ConfigError(f"--template {unknown[0]}: no such template; there are {', '.join(TEMPLATES)}")
-    dataset, reader = open_dataset(as_uri(uri)), read_tokenizer(as_uri(tokenizer))
+    address, tokenizer = as_uri(uri), as_uri(tokenizer)  # both are refused before one is read
+    dataset, reader = open_dataset(address), read_tokenizer(tokenizer)
     count_tokens(dataset, reader, templates or TEMPLATES)
     for name in templates or TEMPLATES:
         total = int(read_counts(dataset, reader, name).runs.sum())
@@ -126,13 +129,20 @@ def verify_command(uri: str, as_json: bool) -> None:
     if as_json:
         print_json({"datasets": len(addresses), "damage": found})
     for damage in found if not as_json else []:
-        where = f"sample {damage['sample']}" if damage["sample"] else "the whole"
-        click.echo(f"{damage['dataset']}/{damage['key']}: {where}: {damage['says']}")
+        click.echo(damage_line(damage))
     if not as_json:
         click.echo(
             f"{len(addresses)} dataset(s): {len(found)} finding(s)" if found else f"{len(addresses)} dataset(s): every byte is as written"
         )
     sys.exit(1 if found else 0)
+
+
+def damage_line(damage: dict[str, Any]) -> str:
+    """Where, and what. Damage of a whole dataset names its object itself."""
+    if damage["key"] == damage["dataset"]:
+        return str(damage["says"])
+    where = f"sample {damage['sample']}" if damage["sample"] else "the whole"
+    return f"{damage['dataset']}/{damage['key']}: {where}: {damage['says']}"
 
 
 @data_group.command("inspect")
@@ -192,7 +202,7 @@ def plan_command(recipe: str, stage: str, data_uri: str | None, steps: str, rank
     from stagecoach_workloads.data.plan.open import open_data
 
     first, last = parse_steps(steps)
-    opened = open_data(resolve_stage(recipe, stage, settings), data=as_uri(data_uri) if data_uri else None)
+    opened = open_data(resolve_stage(recipe, stage, settings), data=as_uri(data_uri) if data_uri is not None else None)
     found = [opened.plan.describe(step, ranks) for step in range(first, last)]
     rows = [row for step in range(first, last) for row in opened.plan.batch(step)]
     shares = opened.plan.shares(rows)
@@ -234,10 +244,13 @@ def resolve_stage(recipe: str, stage: str, settings: tuple[str, ...]) -> "StageP
 
 def parse_steps(text: str) -> tuple[int, int]:
     """ "A:B" as numbers."""
+    from stagecoach.contract.names import whole_number
+
     first, colon, last = text.partition(":")
-    if not (colon and first.isdigit() and last.isdigit() and int(first) < int(last)):
+    begin, end = whole_number(first), whole_number(last)
+    if not colon or begin is None or end is None or begin >= end:
         raise click.UsageError(f"--steps {text}: two numbers A:B with A < B, like 0:10")
-    return int(first), int(last)
+    return begin, end
 
 
 def dataset_uris(uri: str) -> list[str]:
@@ -253,8 +266,18 @@ def dataset_uris(uri: str) -> list[str]:
 
 
 def as_uri(text: str) -> str:
-    """A path typed at a keyboard is a file."""
-    return text.rstrip("/") if "://" in text else Path(text).resolve().as_uri()
+    """A path typed at a keyboard is a file. Raises ConfigError for nothing at all, and for a scheme that is not opened (`pipe:ls`)."""
+    from stagecoach.errors import ConfigError
+    from stagecoach.storage import UriPolicy
+
+    if not text.strip():
+        raise ConfigError("the URI is empty; give a folder, or a URI like s3://bucket/corpus (. is the current folder)")
+    if "\0" in text:
+        raise ConfigError(f"{text!r} holds a NUL, which no path may")
+    if SCHEME.match(text):  # ./a:b is a file of that name
+        UriPolicy().check(text)
+        return text.rstrip("/")
+    return Path(text).resolve().as_uri()
 
 
 @contextmanager

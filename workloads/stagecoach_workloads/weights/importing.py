@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from stagecoach.contract.names import whole_number
 from stagecoach.contract.plan import Decoder as DecoderPlan
 from stagecoach.contract.plan import Model as ModelPlan
 from stagecoach.contract.plan import Pretrained
@@ -91,12 +92,13 @@ def read_model_plan(folder: Folder) -> ModelPlan:
     config = folder.read_json("config.json")
     stated = str(config.get("format"))
     name, _, version = stated.rpartition("/")
-    if name != MODEL_FORMAT or not version.isdigit():
+    number = whole_number(version)
+    if name != MODEL_FORMAT or number is None:
         raise ConfigError(
             f"{folder.uri}/config.json has format {stated!r}, not {MODEL_FORMAT}/{MODEL_VERSION}: "
             "give a folder that `stagecoach weights export` or `import` wrote"
         )
-    if int(version) > MODEL_VERSION:
+    if number > MODEL_VERSION:
         raise ConfigError(f"{folder.uri}/config.json has format {stated}, newer than {MODEL_FORMAT}/{MODEL_VERSION}; update Stagecoach")
     return validate(ModelPlan, config["model"], where=f"{folder.uri}/config.json")
 

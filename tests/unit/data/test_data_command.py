@@ -1,0 +1,60 @@
+"""`stagecoach data ...` as a person types it: what is asked wrongly ends with 2, names what was typed, and leaves no file."""
+
+import os
+from pathlib import Path
+
+import click
+import pytest
+
+from stagecoach.cli import run
+from stagecoach_workloads.cli.data import as_uri, parse_steps
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("make", ""), "the URI is empty"),
+        (("make", "  "), "the URI is empty"),
+        (("make", "pipe:touch made"), "'pipe:' would run a command"),
+        (("make", "a\0b"), "holds a NUL"),
+        (("verify", "pipe:ls"), "'pipe:' would run a command"),
+        (("verify", "filter::s3://bucket/x"), "chained URIs"),
+        (("stats", "gopher:hole"), "scheme 'gopher' is not one of file, s3"),
+        (("inspect", "http://169.254.169.254/latest"), "169.254.169.254 is a loopback, link-local"),
+        (("convert", "", "target", "--from", "llava"), "the URI is empty"),
+        (("convert", "source", "s3://me:hunter2hunter2@bucket/x", "--from", "llava"), "carries a user or password"),
+        (("index", ".", "--tokenizer", "pipe:ls"), "'pipe:' would run a command"),
+        (("plan", "mm1_tiny", "--stage", "pretrain", "--data", ""), "the URI is empty"),
+        (("plan", "mm1_tiny", "--stage", "pretrain", "--steps", "0:²"), "--steps 0:²: two numbers A:B with A < B"),
+    ],
+)
+def test_what_is_no_address_is_refused_before_anything_is_made(
+    arguments: tuple[str, ...], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(["data", *arguments]) == 2
+    shown = capsys.readouterr()
+    assert says in shown.err
+    assert "Traceback" not in shown.err
+    assert "hunter2" not in shown.err
+    assert (shown.out, os.listdir(tmp_path)) == ("", [])
+
+
+def test_a_path_is_a_file_and_a_colon_in_its_name_needs_a_folder_in_front(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert as_uri("corpus/") == f"file://{tmp_path}/corpus"
+    assert as_uri("./pipe:ls") == f"file://{tmp_path}/pipe%3Als"
+    assert as_uri("s3://bucket/corpus/") == "s3://bucket/corpus"
+
+
+def test_a_dataset_that_is_not_there_is_named_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="1"):
+        run(["data", "verify", f"file://{tmp_path}/nope"])
+    first, _ = capsys.readouterr().out.splitlines()
+    assert first == f"file://{tmp_path}/nope/dataset.json: not there; nothing stands under this URI"
+
+
+@pytest.mark.parametrize("text", ["", ":", "1", "1:", ":2", "²:3", "0:1१", "2:2", "3:2", "-1:2", "1.0:2"])
+def test_steps_that_are_no_range_are_refused(text: str) -> None:
+    with pytest.raises(click.UsageError, match="two numbers A:B with A < B"):
+        parse_steps(text)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from stagecoach.contract.plan import StagePlan
 from stagecoach.errors import ConfigError
+from stagecoach_workloads.train.optimizers.adafactor import Adafactor
 from stagecoach_workloads.train.optimizers.adamw import AdamW
 from stagecoach_workloads.train.optimizers.groups import ParameterGroup, group_parameters
 
@@ -78,6 +79,10 @@ def build_optimizer(model: nn.Module, plan: StagePlan) -> Optimizer:
     kind that this PyTorch lacks.
     """
     groups = group_parameters(model, plan.optimizer)
-    if plan.optimizer.kind != "adamw":
-        raise ConfigError(f"optimizer.kind={plan.optimizer.kind} is not built; use adamw")
-    return Optimizer([AdamW(groups, plan.optimizer)])
+    match plan.optimizer.kind:
+        case "adamw":
+            return Optimizer([AdamW(groups, plan.optimizer)])
+        case "adafactor":
+            return Optimizer([Adafactor(groups, plan.optimizer)])
+        case "muon":
+            raise ConfigError("optimizer.kind=muon is not built; use adamw or adafactor")

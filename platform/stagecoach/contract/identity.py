@@ -3,7 +3,7 @@
 import hashlib
 from typing import Any
 
-from stagecoach.contract.plan import StagePlan
+from stagecoach.contract.plan import Model, StagePlan
 from stagecoach.contract.records import canonical_json, to_plain
 
 LAYOUT_FIELDS = ("layout", "checkpoint", "evaluation", "resources")  # how and where it runs, not what is learned
@@ -32,3 +32,13 @@ def layout_hash(plan: StagePlan) -> str:
     """SHA-256 (hex) over the layout fields."""
     plain = to_plain(plan)
     return hashlib.sha256(canonical_json({key: plain[key] for key in LAYOUT_FIELDS})).hexdigest()
+
+
+def model_fields(model: Model) -> dict[str, Any]:
+    """What decides the shapes and meaning of weights: the same in a stage and in its parent. Images may be larger and split otherwise."""
+    return {key: value for key, value in to_plain(model).items() if key in ("encoder", "connector", "decoder")}
+
+
+def model_fingerprint(model: Model) -> str:
+    """SHA-256 (hex) over the model's fields."""
+    return hashlib.sha256(canonical_json(model_fields(model))).hexdigest()

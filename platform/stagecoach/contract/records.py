@@ -163,6 +163,13 @@ def walk_leaves(value: Any, visit: Callable[[str, Any], None], path: str = "") -
         visit(path, value)
 
 
+def leaves(value: Any) -> dict[str, Any]:
+    """Every leaf of a plain value by its dotted path."""
+    found: dict[str, Any] = {}
+    walk_leaves(value, found.__setitem__)
+    return found
+
+
 def _resolve(kind: Any, loc: Sequence[str | int]) -> tuple[list[str], list[str]]:
     """The path a person would write (pydantic adds the tag of the chosen union member) and the names known beside its last part."""
     path: list[str] = []

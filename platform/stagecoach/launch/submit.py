@@ -70,8 +70,10 @@ def wait_job(
     *,
     poll_s: float = POLL_S,
     on_state: Callable[[JobState], None] = lambda _: None,
+    on_poll: Callable[[], None] = lambda: None,
 ) -> JobState:
-    """Watches until the job has ended, writes that to the intent log, and returns the last state. `on_state` is told of every change.
+    """Watches until the job has ended, writes that to the intent log, and returns the last state. `on_state` is told of every change,
+    `on_poll` is called at every look.
 
     Raises RunFailed when the launcher has not known the job for UNKNOWN_FOR_S (somebody deleted it).
     """
@@ -80,6 +82,7 @@ def wait_job(
         state = launcher.describe(handle)
         if state != last:
             on_state(state)
+        on_poll()
         if state.phase.is_terminal:
             note_end(job, submission, handle, state)
             return state

@@ -14,6 +14,7 @@ from stagecoach.contract.plan import Decoder as DecoderPlan
 from stagecoach.errors import ConfigError
 from stagecoach_workloads.models.attention import RowMask, attend
 from stagecoach_workloads.models.moe import MoeFeedForward, RouterLosses
+from stagecoach_workloads.models.norm import RmsNorm
 from stagecoach_workloads.models.rotary import Rotary, rotate
 
 
@@ -74,9 +75,9 @@ class DecoderBlock(nn.Module):
 
     def __init__(self, plan: DecoderPlan, *, sparse: bool) -> None:
         super().__init__()
-        self.attention_norm = nn.RMSNorm(plan.width, eps=plan.norm_eps)
+        self.attention_norm = RmsNorm(plan.width, eps=plan.norm_eps)
         self.attention = Attention(plan)
-        self.ffn_norm = nn.RMSNorm(plan.width, eps=plan.norm_eps)
+        self.ffn_norm = RmsNorm(plan.width, eps=plan.norm_eps)
         self.ffn = build_sparse(plan) if sparse else FeedForward(plan)
 
     def forward(
@@ -100,7 +101,7 @@ class Decoder(nn.Module):
         rows = plan.vocab_size + plan.added_tokens
         self.embed = nn.Embedding(rows, plan.width)
         self.blocks = nn.ModuleList(DecoderBlock(plan, sparse=is_sparse_layer(plan, layer)) for layer in range(plan.layers))
-        self.norm = nn.RMSNorm(plan.width, eps=plan.norm_eps)
+        self.norm = RmsNorm(plan.width, eps=plan.norm_eps)
         self.head = None if plan.tied_embeddings else nn.Linear(plan.width, rows, bias=False)
         self.rotary = Rotary(head_dim=plan.head_dim, theta=plan.rope_theta, scaling=plan.rope_scaling, max_positions=plan.max_positions)
 

@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 IGNORE_INDEX = -100
 CHUNK = 1024  # positions; at a vocabulary of 32k its fp32 logits are 128 MiB
+CPU_CHUNK = 512  # smaller logits are memory that the allocator gives again, where larger ones are new pages from the kernel each time
 
 
 class TokenLoss(NamedTuple):
@@ -23,11 +24,15 @@ class TokenLoss(NamedTuple):
     num_targets: Tensor  # int64 scalar
 
 
-def chunked_cross_entropy(hidden_ND: Tensor, weight_VD: Tensor, labels_N: Tensor, *, z_loss: float = 0.0, chunk: int = CHUNK) -> TokenLoss:
+def chunked_cross_entropy(
+    hidden_ND: Tensor, weight_VD: Tensor, labels_N: Tensor, *, z_loss: float = 0.0, chunk: int | None = None
+) -> TokenLoss:
     """Cross-entropy of `hidden_ND @ weight_VD.T` summed over labels that are not IGNORE_INDEX, plus z_loss * sum of logsumexp ** 2.
 
-    A label is what its own position must predict: the shift by one was made where documents' ends are known, in the data.
+    A label is what its own position must predict: the shift by one was made where documents' ends are known, in the data. Its backward
+    runs once (a second one is torch's RuntimeError): it scales the gradients where they lie. `chunk` None: what suits the device.
     """
+    chunk = chunk or default_chunk(hidden_ND.device)
     if torch.is_autocast_enabled(hidden_ND.device.type):
         compute = torch.get_autocast_dtype(hidden_ND.device.type)
         hidden_ND, weight_VD = hidden_ND.to(compute), weight_VD.to(compute)
@@ -35,8 +40,14 @@ def chunked_cross_entropy(hidden_ND: Tensor, weight_VD: Tensor, labels_N: Tensor
     return TokenLoss(loss_sum, (labels_N != IGNORE_INDEX).sum())
 
 
-def chunked_log_probs(hidden_ND: Tensor, weight_VD: Tensor, labels_N: Tensor, *, chunk: int = CHUNK) -> Tensor:
+def default_chunk(device: torch.device) -> int:
+    """Positions of a chunk: enough for full speed of the GEMMs, few enough that their logits stay small."""
+    return CPU_CHUNK if device.type == "cpu" else CHUNK
+
+
+def chunked_log_probs(hidden_ND: Tensor, weight_VD: Tensor, labels_N: Tensor, *, chunk: int | None = None) -> Tensor:
     """Returns log_probs_N (fp32) of the labels, 0 where ignored; gradients recompute a chunk's logits. For preference losses and scores."""
+    chunk = chunk or default_chunk(hidden_ND.device)
     if hidden_ND.shape[0] == 0:
         return hidden_ND.new_zeros(0, dtype=torch.float32)
     parts = []
@@ -60,11 +71,12 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         wants_hidden, wants_weight = ctx.needs_input_grad[:2]
         total = torch.zeros((), dtype=torch.float32, device=hidden_ND.device)
         grad_hidden = torch.empty_like(hidden_ND) if wants_hidden else None
-        grad_weight = torch.zeros_like(weight_VD, dtype=torch.float32) if wants_weight else None
+        fill = torch.empty_like if hidden_ND.shape[0] else torch.zeros_like  # the first chunk fills it, when there is one
+        grad_weight = fill(weight_VD, dtype=torch.float32) if wants_weight else None
         for start in range(0, hidden_ND.shape[0], chunk):
             rows = slice(start, start + chunk)
             into = None if grad_hidden is None else grad_hidden[rows]
-            total += _one_chunk(hidden_ND[rows], weight_VD, labels_N[rows], z_loss, into, grad_weight)
+            total += _one_chunk(hidden_ND[rows], weight_VD, labels_N[rows], z_loss, into, grad_weight, first=start == 0)
         ctx.save_for_backward(grad_hidden, grad_weight)
         ctx.weight_dtype = weight_VD.dtype
         return total
@@ -73,44 +85,54 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
         grad_hidden, grad_weight = ctx.saved_tensors
         scale = grads[0]  # fp32: rounded to bf16 it would scale every gradient by the same error
-        hidden = None if grad_hidden is None else (grad_hidden.float() * scale).to(grad_hidden.dtype)
-        weight = None if grad_weight is None else (grad_weight * scale).to(ctx.weight_dtype)
+        hidden = None if grad_hidden is None else _scaled(grad_hidden, scale)
+        weight = None if grad_weight is None else _scaled(grad_weight, scale).to(ctx.weight_dtype)
         return hidden, weight, None, None, None
 
 
+def _scaled(grad: Tensor, scale: Tensor) -> Tensor:
+    """In place where the type allows it: one of them is as large as the head."""
+    return grad.mul_(scale) if grad.dtype == torch.float32 else (grad.float() * scale).to(grad.dtype)
+
+
 def _one_chunk(
-    hidden_CD: Tensor, weight_VD: Tensor, labels_C: Tensor, z_loss: float, grad_hidden: Tensor | None, grad_weight: Tensor | None
-) -> Tensor:
+    hidden_CD: Tensor, weight_VD: Tensor, labels_C: Tensor, z_loss: float,
+    grad_hidden: Tensor | None, grad_weight: Tensor | None, *, first: bool,
+) -> Tensor:  # fmt: skip
     """Returns the chunk's loss and adds its gradients. A function of its own, so that its logits are gone before the next chunk's."""
     logits_CV = F.linear(hidden_CD, weight_VD).float()
     wants_gradient = grad_hidden is not None or grad_weight is not None
     loss, scores_CV = _loss_and_gradient(logits_CV, labels_C, z_loss, wants_gradient=wants_gradient)
     scores_CV = scores_CV.to(weight_VD.dtype)
     if grad_hidden is not None:
-        grad_hidden.copy_(scores_CV @ weight_VD)
+        torch.mm(scores_CV, weight_VD, out=grad_hidden)
     if grad_weight is not None:
-        _accumulate(grad_weight, scores_CV, hidden_CD)
+        _accumulate(grad_weight, scores_CV, hidden_CD, first=first)
     return loss
 
 
 def _loss_and_gradient(logits_CV: Tensor, labels_C: Tensor, z_loss: float, *, wants_gradient: bool) -> tuple[Tensor, Tensor]:
-    """Returns the chunk's summed loss and its gradient by the logits, in the memory of their log-probabilities: few passes over C x V,
-    each of which costs as much as a GEMM of narrow models."""
+    """Returns the chunk's summed loss and its gradient by the logits, in the logits' memory: a second tensor of C x V costs as much
+    time as a GEMM of narrow models, and half the peak."""
     real_C = labels_C != IGNORE_INDEX
     safe_C1 = labels_C.where(real_C, 0)[:, None]
-    scores_CV = logits_CV.log_softmax(-1)
-    chosen_C = scores_CV.gather(1, safe_C1)[:, 0]
-    lse_C = logits_CV.gather(1, safe_C1)[:, 0] - chosen_C
-    loss = (z_loss * lse_C.square() - chosen_C).where(real_C, 0).sum()
+    top_C1 = logits_CV.amax(-1, keepdim=True)
+    chosen_C1 = logits_CV.sub_(top_C1).gather(1, safe_C1)
+    sum_C1 = logits_CV.exp_().sum(-1, keepdim=True)
+    log_sum_C1 = sum_C1.log()
+    lse_C1 = log_sum_C1 + top_C1
+    loss = (z_loss * lse_C1.square() + log_sum_C1 - chosen_C1).where(real_C[:, None], 0).sum()
     if wants_gradient:
-        scale_C1 = (real_C * (1 + 2 * z_loss * lse_C))[:, None]
-        scores_CV.exp_().mul_(scale_C1)
-        scores_CV.scatter_add_(1, safe_C1, -real_C[:, None].to(scores_CV.dtype))
-    return loss, scores_CV
+        logits_CV.mul_(real_C[:, None] * (1 + 2 * z_loss * lse_C1) / sum_C1)
+        logits_CV.scatter_add_(1, safe_C1, -real_C[:, None].to(logits_CV.dtype))
+    return loss, logits_CV
 
 
-def _accumulate(grad_weight: Tensor, scores_CV: Tensor, hidden_CD: Tensor) -> None:
-    if scores_CV.dtype == grad_weight.dtype:
-        grad_weight.addmm_(scores_CV.T, hidden_CD)
+def _accumulate(grad_weight: Tensor, scores_CV: Tensor, hidden_CD: Tensor, *, first: bool) -> None:
+    if scores_CV.dtype != grad_weight.dtype:
+        product = scores_CV.T @ hidden_CD
+        grad_weight.copy_(product) if first else grad_weight.add_(product)
+    elif first:
+        torch.mm(scores_CV.T, hidden_CD, out=grad_weight)
     else:
-        grad_weight += scores_CV.T @ hidden_CD
+        grad_weight.addmm_(scores_CV.T, hidden_CD)

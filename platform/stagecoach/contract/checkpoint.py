@@ -7,11 +7,12 @@ checkpoints/step-{S:08d}/attempt-{n}/      written once, never used again
     MANIFEST.json                           `CheckpointManifest`: all of the above, put together by rank 0
     COMMITTED                               SHA-256 (hex) of MANIFEST.json; one conditional create, last. Without it nothing is there
     QUARANTINED                             why it must not be read; written by whoever found it bad
+    SKIPPED-{r:05d}                         why rank r could not copy its part: nobody waits for its digests, nothing is committed
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from stagecoach.contract.plan import Count, WholeNumber
 from stagecoach.contract.records import Record, Stored
@@ -28,6 +29,7 @@ class ObjectDigests(Record):
     name: str  # below the checkpoint's folder
     size: WholeNumber
     blocks: tuple[str, ...]  # XXH3-128 (32 hex digits) of each 8 MiB
+    checksum: str | None = None  # XXH3-128 of the whole body: what the store keeps beside it, so that a look tells a swapped object
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,6 +52,15 @@ class TensorEntry(Record):
     dtype: str  # as safetensors writes it: "F32", "BF16", "I64", ...
     shape: tuple[WholeNumber, ...]
     pieces: tuple[Piece, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CheckpointValues(Stored):
+    """`state.json` (what all ranks agree on) and `state-{r}.json` (what only rank r has): anything JSON can say."""
+
+    FORMAT = "stagecoach.checkpoint-values"
+
+    values: Mapping[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

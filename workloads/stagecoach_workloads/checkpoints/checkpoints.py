@@ -1,0 +1,240 @@
+"""`Checkpoints`: what the trainer calls."""
+
+import threading
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from loguru import logger
+
+import stagecoach.storage.errors as storage_errors
+from stagecoach import __version__
+from stagecoach.checkpoints import listing
+from stagecoach.checkpoints.listing import CheckpointRef
+from stagecoach.contract.checkpoint import CheckpointPart
+from stagecoach.contract.ledger import JobFolder
+from stagecoach.contract.records import to_plain
+from stagecoach.errors import StagecoachError
+from stagecoach_workloads.checkpoints.errors import Fenced, SaveFailed
+from stagecoach_workloads.checkpoints.layout import Layout, build_layout
+from stagecoach_workloads.checkpoints.link import SaverLink
+from stagecoach_workloads.checkpoints.loading import plan_load
+from stagecoach_workloads.checkpoints.messages import LayoutOrder, Report, SaveOrder, SaverJob
+from stagecoach_workloads.checkpoints.reading import CheckpointReader, as_json, own_values
+from stagecoach_workloads.checkpoints.settings import CheckpointSettings
+from stagecoach_workloads.checkpoints.staging import StagingBuffer
+from stagecoach_workloads.checkpoints.state import PARTS, CheckpointState, LoadedValues
+from stagecoach_workloads.rank import RankContext
+from stagecoach_workloads.testing.phases import reached
+
+POLL_S = 0.05
+HARMLESS = (OSError, MemoryError)  # of the copy to host memory: no room. This save is skipped, training goes on
+
+
+class Checkpoints:
+    """Saves and loads the state of one rank of one attempt. Make it, and use it, on the main thread.
+
+    Every rank calls `save` at the same steps, and `restore` together. What goes wrong in the background is raised by the next call of
+    `save`, `before_update` or `wait`: SaveFailed, Fenced or a StorageError. A copy that finds no room in host memory is no reason to
+    stop: that save is skipped on all ranks, said in the log and as event `checkpoint_skipped`, until it happens too often in a row.
+    """
+
+    def __init__(
+        self, context: RankContext, *, identity: str, mesh: Mapping[str, int], fingerprints: Mapping[str, str],
+        keep: int, keep_every_steps: int | None, settings: CheckpointSettings | None = None,
+    ) -> None:  # fmt: skip
+        """Starts the saving process. Raises OSError when settings.staging_dir cannot be written."""
+        self.committed_step = 0
+        self._context, self._identity, self._mesh = context, identity, dict(mesh)
+        self._fingerprints, self._settings = dict(fingerprints), settings or CheckpointSettings()
+        self._job = JobFolder.open(context.job.uri, settings=self._settings.store)
+        self._buffer = StagingBuffer(self._settings.staging_dir, self._settings.staging_threads)
+        self._changed = threading.Condition()
+        self._staged = threading.Event()
+        self._staged.set()
+        self._stager: threading.Thread | None = None
+        self._in_flight: int | None = None  # the step being saved
+        self._began = 0.0
+        self._saved_step: int | None = None
+        self._seconds: float | None = None
+        self._error: StagecoachError | None = None
+        self._skips = 0
+        self._layout: Layout | None = None
+        self._reports: deque[Report] = deque()
+        self._link = SaverLink(self._saver_job(keep, keep_every_steps), self._take)
+
+    # --- saving
+
+    def save(self, step: int, state: CheckpointState) -> None:
+        """Starts to save `state` as of `step` and returns; nothing of it may change before the next `before_update` returned.
+
+        The same step again is a no-op. While a save is in flight this waits for it. Raises what the last save ran into.
+        """
+        self._poll()
+        if step in (self._saved_step, self.committed_step):
+            return
+        shared, own = as_json(state.shared, "shared values"), as_json(state.own, "this rank's own values")
+        self._wait_while_in_flight(None)
+        self._poll()
+        reached("staging", step)
+        self._context.event("phase", "staging", step=step)
+        self._saved_step = self._in_flight = step
+        self._began = time.monotonic()
+        self._staged.clear()
+        after = _ready_event()
+        self._stager = threading.Thread(target=self._stage, args=(step, state, shared, own, after), name="checkpoint-stage", daemon=True)
+        self._stager.start()
+
+    def before_update(self) -> float:
+        """The gate before optimizer.step(): waits until the running save has its copy. Returns the seconds waited. Raises as `save`."""
+        began = time.monotonic()
+        self._staged.wait()
+        waited = time.monotonic() - began
+        self._poll()
+        return waited
+
+    def wait(self, deadline_s: float | None = None) -> bool:
+        """Waits for the save in flight. True when the step last saved is committed; False when time ran out or it was skipped."""
+        self._wait_while_in_flight(deadline_s)
+        self._poll()
+        return self._in_flight is None and self._saved_step in (None, self.committed_step)
+
+    def seconds_of_last_save(self) -> float | None:
+        """From `save` to the commit; None before the first."""
+        return self._seconds
+
+    # --- loading
+
+    def latest(self) -> CheckpointRef | None:
+        """The newest that may be read, by a fresh listing."""
+        return listing.latest(self._job)
+
+    def load(
+        self, ref: CheckpointRef, into: CheckpointState, *, parts: Sequence[CheckpointPart] = PARTS, verify: bool = True
+    ) -> LoadedValues:
+        """Reads this rank's boxes in place, each 8 MiB block verified; of any world size and mesh.
+
+        Raises CheckpointDamaged (a digest is wrong, an object is missing; `into` may be half filled), CheckpointError (it does not
+        fit: the first problems and how many) and StorageError.
+        """
+        context = self._context
+        job = JobFolder.open(ref.uri.removesuffix(ref.key).rstrip("/"), settings=self._settings.store)
+        reader = CheckpointReader(job.store, ref, threads=self._settings.read_threads, verify=verify)
+        plan = plan_load(reader.manifest, into, parts, context.rank)
+        reader.read(plan.reads, beat=self._beat)
+        plan.finish()
+        own = own_values(reader, rank=context.rank, world_size=context.world_size, mesh=self._mesh)
+        return LoadedValues(step=ref.step, shared=reader.values("state.json"), own=own)
+
+    def close(self) -> None:
+        """Ends the saving process; a save in flight is given up (`wait` first)."""
+        if self._stager is not None:
+            self._stager.join()
+        if self._in_flight is None:
+            self._link.close()
+        else:
+            self._link.kill()
+        self._buffer.close()
+
+    # --- inside
+
+    def _stage(self, step: int, state: CheckpointState, shared: str, own: str, after: Any) -> None:
+        """In a thread: copies the state and orders the upload."""
+        try:
+            layout = build_layout(state, self._context.rank)
+            self._buffer.copy(layout, after)
+            if self._layout is None or layout.entries != self._layout.entries:
+                self._link.send(_layout_order(layout))
+            self._layout = layout
+            self._link.send(SaveOrder(step=step, shared=shared, own=own))
+        except HARMLESS as error:
+            self._link.send(SaveOrder(step=step, skip=f"rank {self._context.rank} could not copy its state to host memory: {error}"))
+        except BaseException as error:
+            self._take(Report(kind="failed", step=step, text=str(error), error=type(error).__name__))
+        finally:
+            self._staged.set()
+
+    def _take(self, report: Report) -> None:
+        """A report of the saving process; called from another thread."""
+        with self._changed:
+            self._reports.append(report)
+            if report.kind == "committed":
+                self.committed_step, self._seconds = report.step, time.monotonic() - self._began
+                self._in_flight, self._skips = None, 0
+            elif report.kind == "skipped":
+                self._in_flight, self._skips = None, self._skips + 1
+                if self._skips >= self._settings.staging_failures:
+                    self._error = SaveFailed(f"{self._skips} saves in a row were skipped, the last of step {report.step}: {report.text}")
+            elif report.kind in ("failed", "gone"):
+                step = self._in_flight
+                self._in_flight = None
+                self._error = self._error or _error_of(report, step)
+            self._changed.notify_all()
+
+    def _poll(self) -> None:
+        """On the main thread: says what the saving process said, and raises its error."""
+        while self._reports:
+            report = self._reports.popleft()
+            if report.kind == "phase":
+                self._context.event("phase", report.text, step=report.step)
+            elif report.kind == "committed":
+                self._context.event("checkpoint_committed", report.step, step=report.step)
+            elif report.kind in ("skipped", "gc_failed"):
+                logger.error("checkpoint of step {}: {}", report.step, report.text)
+                self._context.event(f"checkpoint_{report.kind}", report.text, step=report.step)
+        if self._error is not None:
+            raise self._error
+
+    def _wait_while_in_flight(self, deadline_s: float | None) -> None:
+        """Keeps saying that the main thread lives."""
+        began = time.monotonic()
+        while self._in_flight is not None and self._error is None:
+            left = POLL_S if deadline_s is None else min(POLL_S, deadline_s - (time.monotonic() - began))
+            if left <= 0:
+                return
+            with self._changed:
+                self._changed.wait(left)
+            self._beat()
+
+    def _beat(self) -> None:
+        beat = self._context.last_beat
+        self._context.heartbeat(step=beat.step, phase=beat.phase)
+
+    def _saver_job(self, keep: int, keep_every_steps: int | None) -> SaverJob:
+        context, settings = self._context, self._settings
+        return SaverJob(
+            job_uri=context.job.uri, attempt=context.attempt, rank=context.rank, world_size=context.world_size,
+            identity=self._identity, mesh=self._mesh, fingerprints=self._fingerprints,
+            versions={"stagecoach": __version__, "torch": torch.__version__}, keep=keep, keep_every_steps=keep_every_steps,
+            commit_deadline_s=settings.commit_deadline_s, poll_s=settings.poll_s, nice=settings.nice,
+            store=asdict(settings.store), descriptor=self._buffer.descriptor,
+        )  # fmt: skip
+
+
+def _layout_order(layout: Layout) -> LayoutOrder:
+    objects = [{"name": item.name, "start": item.start, "size": item.size} for item in layout.objects]
+    return LayoutOrder(size=layout.size, objects=objects, entries=[to_plain(entry) for entry in layout.entries])
+
+
+def _ready_event() -> Any:
+    """On a GPU: what was queued so far must be done before the copy begins."""
+    if not torch.cuda.is_available():
+        return None
+    event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    event.record()
+    return event
+
+
+def _error_of(report: Report, step: int | None) -> StagecoachError:
+    """The background's error as one that the main thread can raise."""
+    if report.kind == "gone":
+        where = f"while step {step} was being saved; nothing of it is offered" if step is not None else "while nothing was being saved"
+        return SaveFailed(f"{report.text} {where}")
+    text = f"saving step {report.step} failed: {report.text}"
+    if report.error == Fenced.__name__:
+        return Fenced(text)
+    kind = getattr(storage_errors, report.error, None)
+    return kind(text) if isinstance(kind, type) and issubclass(kind, StagecoachError) else SaveFailed(f"{text} ({report.error})")

@@ -1,0 +1,172 @@
+"""From the ranks' objects to one committed checkpoint (reliability.md section 1, steps 3 to 5), and how the other ranks hear of it."""
+
+import hashlib
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from math import prod
+
+from stagecoach.checkpoints.listing import COMMITTED, MANIFEST, CheckpointRef
+from stagecoach.contract.checkpoint import CheckpointManifest, ObjectDigests, RankDigests, TensorEntry
+from stagecoach.contract.ledger import JobFolder
+from stagecoach.contract.records import decode, encode
+from stagecoach.storage import NotFound
+from stagecoach_workloads.checkpoints.errors import Fenced, SaveFailed
+from stagecoach_workloads.checkpoints.messages import SaverJob
+
+MAX_POLL_S = 2.0
+LOOKS_AT_ONCE = 16
+SKIPPED = "SKIPPED-"
+
+Enter = Callable[[str, int], None]
+
+
+class SkippedByRank(Exception):
+    """A rank could not copy its state to host memory: there will be no checkpoint of this step, and training goes on."""
+
+
+def digests_name(rank: int) -> str:
+    return f"digests-{rank:05d}.json"
+
+
+def skipped_name(rank: int) -> str:
+    return f"{SKIPPED}{rank:05d}"
+
+
+class Commit:
+    """What rank 0 does once its own objects are written."""
+
+    def __init__(self, job: SaverJob, folder: JobFolder, ref: CheckpointRef, enter: Enter) -> None:
+        self._job, self._folder, self._ref, self._enter = job, folder, ref, enter
+
+    def run(self) -> None:
+        """Raises Fenced, SkippedByRank, SaveFailed, StorageError; then nothing was committed."""
+        ranks = self._gather()
+        self._enter("manifest", self._ref.step)
+        manifest = self._manifest(ranks)
+        body = encode(manifest)
+        self._folder.store.publish(f"{self._ref.key}/{MANIFEST}", body)
+        self._look_at_all(manifest, body)
+        self._enter("commit", self._ref.step)
+        refuse_when_fenced(self._job, self._folder)
+        digest = hashlib.sha256(body).hexdigest().encode()
+        if not self._folder.store.create_if_absent(f"{self._ref.key}/{COMMITTED}", digest):
+            raise SaveFailed(f"{self._ref.uri} was committed by somebody else; two processes act as attempt {self._job.attempt}")
+
+    def _gather(self) -> list[RankDigests]:
+        """Every rank's digests, as soon as they stand in the bucket."""
+        found: dict[int, RankDigests] = {}
+        for _ in looks(self._job, self._folder, self._ref, lambda: _missing(self._job, found)):
+            names = {info.key.rpartition("/")[2] for info in self._folder.store.list(self._ref.key)}
+            raise_when_skipped(names)
+            for rank in range(self._job.world_size):
+                if rank not in found and digests_name(rank) in names:
+                    found[rank] = self._read_digests(rank)
+            if len(found) == self._job.world_size:
+                break
+        return [found[rank] for rank in sorted(found)]
+
+    def _read_digests(self, rank: int) -> RankDigests:
+        key = f"{self._ref.key}/{digests_name(rank)}"
+        digests = decode(RankDigests, self._folder.store.read(key), uri=self._folder.store.uri_of(key))
+        if (digests.rank, digests.step, digests.attempt) != (rank, self._ref.step, self._ref.attempt):
+            raise SaveFailed(f"{self._folder.store.uri_of(key)} says it is of rank {digests.rank}, step {digests.step}")
+        return digests
+
+    def _manifest(self, ranks: Sequence[RankDigests]) -> CheckpointManifest:
+        job = self._job
+        return CheckpointManifest(
+            job_uri=self._folder.uri,
+            step=self._ref.step,
+            attempt=self._ref.attempt,
+            identity=job.identity,
+            world_size=job.world_size,
+            mesh=job.mesh,
+            fingerprints=job.fingerprints,
+            versions=job.versions,
+            objects=tuple(item for rank in ranks for item in rank.objects),
+            tensors=merge_entries(entry for rank in ranks for entry in rank.tensors),
+        )
+
+    def _look_at_all(self, manifest: CheckpointManifest, body: bytes) -> None:
+        """Reads back the size and the stored checksum of every object, and the manifest itself."""
+        with ThreadPoolExecutor(LOOKS_AT_ONCE) as pool:
+            list(pool.map(self._look_at, manifest.objects))
+        if self._folder.store.read(f"{self._ref.key}/{MANIFEST}") != body:
+            raise SaveFailed(f"{self._ref.uri}/{MANIFEST} does not read back as it was written")
+
+    def _look_at(self, item: ObjectDigests) -> None:
+        key = f"{self._ref.key}/{item.name}"
+        try:
+            info = self._folder.store.stat(key)
+        except NotFound as error:
+            raise SaveFailed(f"{self._folder.store.uri_of(key)} was written and is not there") from error
+        is_other = None not in (info.checksum, item.checksum) and info.checksum != item.checksum
+        if info.size != item.size or is_other:
+            raise SaveFailed(f"{self._folder.store.uri_of(key)} has {info.size} bytes, checksum {info.checksum}; written were {item.size}"
+                             f", {item.checksum}")  # fmt: skip
+
+
+def follow(job: SaverJob, folder: JobFolder, ref: CheckpointRef) -> None:
+    """What every other rank does: waits until rank 0 has committed."""
+    for _ in looks(job, folder, ref, lambda: "rank 0 has not committed"):
+        if folder.store.exists(f"{ref.key}/{COMMITTED}"):
+            return
+        if folder.store.exists(f"{ref.key}/{skipped_name(0)}"):  # the others' are rank 0's to see; then it writes one too
+            why = folder.store.read(f"{ref.key}/{skipped_name(0)}").decode("utf-8", "replace")
+            raise SkippedByRank(why)
+
+
+def looks(job: SaverJob, folder: JobFolder, ref: CheckpointRef, waiting_for: Callable[[], str]) -> Iterable[float]:
+    """Yields before each look at the bucket, ever rarer; raises Fenced, or SaveFailed once the deadline has passed."""
+    began, pause, checked = time.monotonic(), job.poll_s, -MAX_POLL_S
+    while (waited := time.monotonic() - began) < job.commit_deadline_s:
+        if waited - checked >= MAX_POLL_S:
+            refuse_when_fenced(job, folder)
+            checked = waited
+        yield waited
+        time.sleep(pause)
+        pause = min(MAX_POLL_S, pause * 1.5)
+    raise SaveFailed(f"{ref.uri}: {waiting_for()} after {job.commit_deadline_s:.0f} s; it is given up and never read")
+
+
+def refuse_when_fenced(job: SaverJob, folder: JobFolder) -> None:
+    """Raises Fenced when an attempt after ours was claimed: it resumes from what was committed before."""
+    newest = max(folder.attempt_numbers(), default=job.attempt)
+    if newest > job.attempt:
+        raise Fenced(f"attempt {newest} of {folder.uri} was claimed; attempt {job.attempt} writes nothing more")
+
+
+def raise_when_skipped(names: set[str]) -> None:
+    for name in sorted(names):
+        if name.startswith(SKIPPED):
+            raise SkippedByRank(f"rank {int(name.removeprefix(SKIPPED))} could not copy its state to host memory")
+
+
+def merge_entries(entries: Iterable[TensorEntry]) -> tuple[TensorEntry, ...]:
+    """One entry a tensor with all ranks' pieces. Raises SaveFailed when ranks disagree or the pieces do not cover it exactly once."""
+    merged: dict[tuple[str, str], TensorEntry] = {}
+    for entry in entries:
+        known = merged.get((entry.part, entry.name))
+        if known is not None and (known.dtype, known.shape) != (entry.dtype, entry.shape):
+            raise SaveFailed(f"{entry.name} is {known.dtype} {known.shape} on one rank and {entry.dtype} {entry.shape} on another")
+        pieces = entry.pieces if known is None else known.pieces + entry.pieces
+        merged[entry.part, entry.name] = replace(entry, pieces=tuple(sorted(pieces, key=lambda piece: piece.offset)))
+    for entry in merged.values():
+        _check_cover(entry)
+    return tuple(merged[key] for key in sorted(merged))
+
+
+def _check_cover(entry: TensorEntry) -> None:
+    covered, boxes = sum(prod(piece.shape) for piece in entry.pieces), {piece.offset for piece in entry.pieces}
+    if covered != prod(entry.shape) or len(boxes) != len(entry.pieces):
+        raise SaveFailed(
+            f"{entry.name}: the ranks' pieces hold {covered} of {prod(entry.shape)} elements; "
+            "its mesh must span all ranks, so that each element has exactly one writer"
+        )
+
+
+def _missing(job: SaverJob, found: dict[int, RankDigests]) -> str:
+    ranks = [rank for rank in range(job.world_size) if rank not in found]
+    return f"{len(ranks)} of {job.world_size} ranks have not written their part (rank {ranks[0]} first)" if ranks else "nothing is missing"

@@ -1,0 +1,161 @@
+"""The process that writes checkpoints, one beside each rank: `python -m stagecoach_workloads.checkpoints.saver SOCKET`. No torch.
+
+It reads the rank's host buffer, writes the rank's objects and `digests-{r}.json`; rank 0's also commits (`commit.py`). No collective is
+used: ranks see each other's part in the bucket. It dies with its rank and ignores SIGTERM, which is for the rank to answer.
+"""
+
+import contextlib
+import json
+import mmap
+import os
+import signal
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from typing import Any
+
+from stagecoach.checkpoints.listing import CheckpointRef, checkpoint_ref
+from stagecoach.contract.checkpoint import BLOCK_BYTES, CheckpointValues, ObjectDigests, RankDigests, TensorEntry
+from stagecoach.contract.ledger import JobFolder
+from stagecoach.contract.records import encode, validate
+from stagecoach.errors import StorageError
+from stagecoach.storage import StoreSettings, digest, open_store
+from stagecoach_workloads.checkpoints.commit import Commit, SkippedByRank, digests_name, follow, skipped_name
+from stagecoach_workloads.checkpoints.errors import SaveFailed
+from stagecoach_workloads.checkpoints.link import PARENT_PID
+from stagecoach_workloads.checkpoints.messages import Report, SaverJob, as_line
+from stagecoach_workloads.processes import die_with_parent, parent_from_environment
+from stagecoach_workloads.testing.phases import reached
+
+
+def main(argv: list[str]) -> int:
+    """Serves orders until the rank closes its end."""
+    die_with_parent(parent_from_environment(PARENT_PID))
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with socket.socket(fileno=int(argv[0])) as link, link.makefile("rb") as orders:
+        first = json.loads(orders.readline())
+        first.pop("kind")
+        saver = Saver(SaverJob(**first), link)
+        for line in orders:
+            saver.obey(json.loads(line))
+    return 0
+
+
+class Saver:
+    """One rank's part of every save of an attempt."""
+
+    def __init__(self, job: SaverJob, link: socket.socket) -> None:
+        self.job, self._link = job, link
+        self.folder = JobFolder(open_store(job.job_uri, settings=StoreSettings(**job.store)))
+        self._map: mmap.mmap | None = None
+        self._objects: list[dict[str, Any]] = []
+        self._entries: tuple[TensorEntry, ...] = ()
+        os.nice(job.nice)
+
+    def obey(self, order: dict[str, Any]) -> None:
+        """Carries out one order; what goes wrong is reported, never raised."""
+        if order.pop("kind") == "layout":
+            self._take_layout(order)
+            return
+        step = order["step"]
+        try:
+            self._save(**order)
+        except SkippedByRank as skipped:
+            self._tell_that_it_is_skipped(step, str(skipped))
+        except Exception as error:
+            traceback.print_exc()
+            self._say("failed", step, " ".join(str(error).split()), error=type(error).__name__)
+
+    def _take_layout(self, order: dict[str, Any]) -> None:
+        self._objects = order["objects"]
+        self._entries = tuple(validate(TensorEntry, entry, where="layout") for entry in order["entries"])
+        self._map = mmap.mmap(self.job.descriptor, order["size"], prot=mmap.PROT_READ) if order["size"] else None
+
+    def _save(self, step: int, shared: str, own: str, skip: str) -> None:
+        job, began = self.job, time.monotonic()
+        ref = checkpoint_ref(self.folder, step, job.attempt)
+        if skip:
+            raise SkippedByRank(skip)
+        self._enter("upload", step)
+        self._refuse_a_used_folder(ref)
+        digests = RankDigests(
+            rank=job.rank, step=step, attempt=job.attempt, objects=tuple(self._write(ref, shared, own)), tensors=self._entries
+        )
+        self.folder.store.publish(f"{ref.key}/{digests_name(job.rank)}", encode(digests))
+        if job.rank == 0:
+            Commit(job, self.folder, ref, self._enter).run()
+        else:
+            follow(job, self.folder, ref)
+        self._say("committed", step, numbers={"seconds": time.monotonic() - began})
+        if job.rank == 0:
+            self._enter("gc", step)
+            self._collect(step)
+        self._say("idle", step)
+
+    def _tell_that_it_is_skipped(self, step: int, why: str) -> None:
+        """Rank 0 looks for everybody's word, the others for rank 0's: nobody waits for what does not come."""
+        key = checkpoint_ref(self.folder, step, self.job.attempt).key
+        with contextlib.suppress(StorageError):
+            self.folder.store.publish(f"{key}/{skipped_name(self.job.rank)}", why.encode())
+        self._say("skipped", step, why)
+
+    def _refuse_a_used_folder(self, ref: CheckpointRef) -> None:
+        """A folder is written once: what a killed save left must not be mixed with a new one."""
+        if self.folder.store.exists(f"{ref.key}/{digests_name(self.job.rank)}"):
+            raise SaveFailed(f"{ref.uri} holds objects of an earlier save of the same step by this attempt; a folder is never used again")
+
+    def _write(self, ref: CheckpointRef, shared: str, own: str) -> Iterator[ObjectDigests]:
+        memory = memoryview(self._map) if self._map is not None else memoryview(b"")
+        with memory:
+            for item in self._objects:
+                with memory[item["start"] : item["start"] + item["size"]] as body:
+                    yield self._publish(ref, item["name"], body)
+        if self.job.rank == 0:
+            yield self._publish(ref, "state.json", _values(shared))
+        yield self._publish(ref, f"state-{self.job.rank:05d}.json", _values(own))
+
+    def _publish(self, ref: CheckpointRef, name: str, body: memoryview) -> ObjectDigests:
+        """Uploads one object, digesting each block on its way, and looks whether all of it arrived."""
+        blocks: list[str] = []
+        info = self.folder.store.publish(f"{ref.key}/{name}", digested(body, blocks))
+        if info.size != body.nbytes:
+            raise SaveFailed(f"{ref.uri}/{name}: {body.nbytes} bytes were sent, and the store holds {info.size}")
+        return ObjectDigests(name=name, size=body.nbytes, blocks=tuple(blocks), checksum=info.checksum)
+
+    def _collect(self, step: int) -> None:
+        """Removes old checkpoints. What goes wrong here is said and tried again after the next save: the new one is safe."""
+        try:
+            self._gc()
+        except Exception as error:
+            traceback.print_exc()
+            self._say("gc_failed", step, " ".join(str(error).split()), error=type(error).__name__)
+
+    def _gc(self) -> None:
+        """Retention is the control plane's rule, the same as that of `stagecoach checkpoint gc`."""
+
+    def _enter(self, phase: str, step: int) -> None:
+        self._say("phase", step, phase)
+        reached(phase, step)
+
+    def _say(self, kind: str, step: int, text: str = "", *, error: str = "", numbers: dict[str, float] | None = None) -> None:
+        with contextlib.suppress(OSError):  # the rank is gone; so are we, in a moment
+            self._link.sendall(as_line(Report(kind=kind, step=step, text=text, error=error, numbers=numbers or {})))
+
+
+def digested(body: memoryview, blocks: list[str]) -> Iterator[bytes]:
+    """The body block by block; the digest of each is added to `blocks` on its way."""
+    for start in range(0, body.nbytes, BLOCK_BYTES):
+        block = bytes(body[start : start + BLOCK_BYTES])
+        blocks.append(digest.of(block))
+        yield block
+
+
+def _values(text: str) -> memoryview:
+    return memoryview(encode(CheckpointValues(values=json.loads(text))))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from stagecoach.constants import MAX_ATTEMPTS_WITHOUT_PROGRESS, ExitCode, Phase
+from stagecoach.contract.attempts import without_progress
 from stagecoach.contract.job import AttemptEnd
 from stagecoach.explain.records import AttemptFacts, Cause, Explanation, Facts, JobFacts, Next, Previous, SubmissionFacts, Unreadable
 from stagecoach.explain.sentence import sentence_of
@@ -125,19 +126,15 @@ def known_of(job: JobFacts, run: str) -> Explanation:
 
 
 def count_without_progress(attempts: Sequence[AttemptFacts]) -> int:
-    """Counted attempts (exit 75) in a row, newest first, that committed nothing past the step they resumed from. One that was stopped
-    by the platform neither counts nor breaks the row; the one in which a supervisor gave up (44) ends what came before it."""
-    count = 0
-    for attempt in reversed(attempts):
-        if attempt.end is None or attempt.end.exit_code == ExitCode.STOPPED:
-            continue
-        if attempt.end.kind == "no_progress" and attempt is attempts[-1]:
-            continue
-        resumed_from = attempt.start.resumed_from_step if attempt.start else 0
-        if attempt.end.exit_code != ExitCode.RETRY or attempt.end.committed_step > resumed_from:
-            break
-        count += 1
-    return count
+    """How many counted attempts in a row committed nothing new (`contract/attempts.py` has the rule). The one in which a supervisor gave
+    up is not one of them: it says that there were enough."""
+    if not attempts:
+        return 0
+    newest = attempts[-1]
+    tried = attempts[:-1] if newest.end is not None and newest.end.kind == "no_progress" else attempts
+    said = newest.end or newest.progress
+    reached = max(said.committed_step if said else 0, newest.start.resumed_from_step if newest.start else 0)
+    return len(without_progress(((one.number, one.start, one.end) for one in reversed(tried)), reached, at_most=None))
 
 
 def gave_up(base: Explanation, job: JobFacts) -> Explanation:

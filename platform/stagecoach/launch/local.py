@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stagecoach.checkpoints import latest_committed
-from stagecoach.constants import ExitCode, Phase
-from stagecoach.contract.job import AttemptEnd
+from stagecoach.constants import Phase
+from stagecoach.contract.attempts import end_the_dead
 from stagecoach.contract.launch import JobState, LaunchSpec, LogLine, RunHandle
 from stagecoach.contract.ledger import JobFolder
 from stagecoach.errors import ConfigError, StagecoachError
@@ -170,32 +170,12 @@ def _read_ledger(folder: JobFolder | None, job: LocalJob) -> tuple[LedgerView, s
 def _end_dead_attempt(folder: JobFolder, attempt: int | None, *, cancelled: bool) -> str:
     """Writes the end that the leader could not write any more, unless somebody did. Returns what went wrong, if anything."""
     try:
-        if attempt is not None and folder.attempt_end(attempt) is None:
-            folder.end_attempt(_dead_end(folder, attempt, cancelled=cancelled))
+        start = folder.attempt_start(attempt) if attempt is not None else None
+        if start is not None and folder.attempt_end(start.attempt) is None:
+            end_the_dead(folder, start, latest_committed(folder)[0], by="controller", at=now(), cancelled=cancelled)
     except StagecoachError as error:
         return f"its end cannot be written to the ledger: {error}"
     return ""
-
-
-def _dead_end(folder: JobFolder, attempt: int, *, cancelled: bool) -> AttemptEnd:
-    start, progress, machines = folder.attempt_start(attempt), folder.progress(attempt), folder.nodes(attempt)
-    resumed = start.resumed_from_step if start else 0
-    committed = max(resumed, latest_committed(folder)[0])
-    step = max(progress.step if progress else resumed, committed)
-    killed = "cancelled, and killed because it did not end within its grace period"
-    died = "the supervisor of node 0 died without a word: killed, or the machine went down"
-    return AttemptEnd(
-        attempt=attempt,
-        kind="cancelled" if cancelled else "found_dead",
-        exit_code=int(ExitCode.STOPPED if cancelled else ExitCode.RETRY),
-        first_failed_node=machines[0].machine if machines and not cancelled else None,
-        message=killed if cancelled else died,
-        step=step,
-        committed_step=committed,
-        steps_lost=max(0, step - committed),
-        written_by="controller",
-        ended_at=now(),
-    )
 
 
 def _since(directory: JobDirectory, job: LocalJob, phase: Phase) -> str:

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from stagecoach import __version__
 from stagecoach.checkpoints import latest_committed
 from stagecoach.constants import MAX_ATTEMPTS_WITHOUT_PROGRESS, ExitCode
+from stagecoach.contract.attempts import end_the_dead, without_progress
 from stagecoach.contract.identity import layout_hash
 from stagecoach.contract.job import AttemptEnd, AttemptStart, Why
 from stagecoach.contract.launch import LaunchSpec
@@ -40,43 +41,14 @@ def bury_the_dead(job: JobFolder) -> AttemptEnd | None:
     end = job.attempt_end(start.attempt)
     if end is not None:
         return end
-    progress = job.progress(start.attempt)
-    step = progress.step if progress else start.resumed_from_step
-    committed = max(progress.committed_step if progress else 0, latest_committed(job)[0])
-    seen = f"last seen at step {step} in phase {progress.phase}" if progress else "no step of it was seen"
-    job.end_attempt(
-        AttemptEnd(
-            attempt=start.attempt,
-            kind="found_dead",
-            exit_code=ExitCode.RETRY,
-            message=f"no end was written: the supervisor at {start.leader_host} was killed or its machine was lost; {seen}",
-            step=step,
-            committed_step=committed,
-            steps_lost=max(0, step - committed),
-            seconds=progress.seconds if progress else {},
-            written_by="successor",
-            ended_at=now(),
-        )
-    )
+    end_the_dead(job, start, latest_committed(job)[0], by="successor", at=now())
     return job.attempt_end(start.attempt)
 
 
 def attempts_without_progress(job: JobFolder, committed_step: int) -> list[int]:
-    """The counted attempts (75) at the end of the ledger that committed nothing new, newest first. One stopped by the platform (143) is
-    passed over; an attempt that committed something, was done or ended fatally (somebody looked, and started it again) ends the row."""
-    reached, found = committed_step, []
-    for number in reversed(job.attempt_numbers()):
-        start, end = job.attempt_start(number), job.attempt_end(number)
-        if start is None or reached > start.resumed_from_step:
-            break
-        if end is not None and ExitCode(end.exit_code).is_counted:
-            found.append(number)
-        elif end is not None and end.exit_code != ExitCode.STOPPED:
-            break
-        reached = start.resumed_from_step
-        if len(found) == MAX_ATTEMPTS_WITHOUT_PROGRESS:
-            break
-    return found
+    """The counted attempts at the end of the ledger that committed nothing new, newest first (`contract/attempts.py` has the rule)."""
+    newest_first = ((number, job.attempt_start(number), job.attempt_end(number)) for number in reversed(job.attempt_numbers()))
+    return without_progress(newest_first, committed_step)
 
 
 def claim_next(job: JobFolder, spec: LaunchSpec, *, submission: int, host: str, port: int, in_place: bool) -> AttemptStart:

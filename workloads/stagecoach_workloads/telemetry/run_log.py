@@ -12,17 +12,20 @@ import numpy as np
 from stagecoach.contract.plan import StagePlan
 from stagecoach.costs.hardware import HARDWARE
 from stagecoach_workloads.data.work.collate import Batch
-from stagecoach_workloads.telemetry.background import Background, EveryS, write_line_forever
+from stagecoach_workloads.telemetry.background import Background
 from stagecoach_workloads.telemetry.buckets import Bucket, Buckets, seconds_since_start
+from stagecoach_workloads.telemetry.event_files import EventFiles
 from stagecoach_workloads.telemetry.lines import progress_line
 from stagecoach_workloads.telemetry.report import StepReport
 from stagecoach_workloads.telemetry.speed import Rates, Speed
+from stagecoach_workloads.telemetry.stragglers import WINDOWS, Finding, Stragglers
+from stagecoach_workloads.telemetry.tensorboard import FOLDER, Files, TensorBoardSink
 
 if TYPE_CHECKING:
     from stagecoach_workloads.rank import RankContext
 
 LINE_S = 10.0  # between two lines in the log
-LINES_WAITING = 100
+LINES_BYTES = 64 << 10  # that may wait
 CLOSE_S = 2.0  # how long an end waits for each sink
 LONG = ("init", "restore", "evaluation")  # their seconds are told when they end; the others' with the next step
 
@@ -31,7 +34,8 @@ class RunLog:
     """One per rank. Only rank 0 writes scalars and lines; every rank beats and sends events of its own. Nothing here blocks or raises.
 
     Events: `step` (rank 0: loss, losses, grad_norm, rates, counts, taken, speed), `sample_ids` (every rank that has a hash), `validation`,
-    `seconds` (at the end, by bucket), `telemetry_dropped` (what a sink did not take).
+    `straggler` (a rank became slow, or stopped being so), `seconds` (at the end, by bucket), `telemetry_lost` (what a sink did not take).
+    TensorBoard's tags stand in `tensorboard.py`.
     """
 
     def __init__(
@@ -45,16 +49,22 @@ class RunLog:
         tokens: int = 0,
         images: int = 0,
         out: int = 1,
+        files: Files | None = None,
     ) -> None:
         """`flops` counts the work of one rank's batches (`counts.flops_of(plan)`). `tokens` and `images`: trained on before `start_step`.
-        `out`: where lines go."""
+        `out`: the descriptor that lines go to; `files`: where TensorBoard's events go, by default $STAGECOACH_LOCAL_DIR/tensorboard."""
         self._context, self._steps, self._count_flops = context, steps, flops
         self._is_first = context.rank == 0
         self._step, self._tokens, self._images = start_step, tokens, images
         self._buckets = Buckets(init_s=seconds_since_start())
         self._speed = Speed(steps=steps, peak_flops=peak_flops(plan, context.world_size))
-        self._lines = Background("progress-lines", lambda text: write_line_forever(lambda b: os.write(out, b), text), size=LINES_WAITING)
-        self._is_time_for_a_line = EveryS(LINE_S)
+        self._out = out
+        self._lines: Background[bytes] = Background("progress-lines", self._write_line, budget=LINES_BYTES)
+        self._sink = TensorBoardSink(files or EventFiles(context.local_dir / FOLDER))
+        self._stragglers = Stragglers(context.world_size)
+        self._line_at = -math.inf
+        self._told_lost = 0
+        self._closed = False
 
     # --- what the trainer calls
 
@@ -92,16 +102,24 @@ class RunLog:
             self.event("sample_ids", report.sample_ids_hash, step=report.step)
         if self._is_first:
             self.event("step", step_event(report, rates), step=report.step)
+            self._sink.scalars(report.step, step_scalars(report, rates) | {n.replace("_", "/", 1): v for n, v in seconds.items()})
+            self._look_for_stragglers(report)
             self._say_progress(report, rates)
 
     def validation(self, step: int, losses: Mapping[str, float]) -> None:
         """Tells the losses of the fixed validation set, by category."""
         if self._is_first:
             self.event("validation", plain_numbers(losses), step=step)
+            self._sink.scalars(step, {f"validation/{name}": value for name, value in losses.items()})
             self._say(f"step {step} validation: {', '.join(f'{name} {value:.4g}' for name, value in sorted(losses.items()))}")
 
     def samples(self, step: int, images: Mapping[str, np.ndarray], texts: Mapping[str, str]) -> None:
         """Shows images (HWC uint8; `drawing.draw_boxes` draws on them) and texts in TensorBoard."""
+        if self._is_first:
+            for name, image_HWC in images.items():
+                self._sink.image(step, f"samples/{name}", image_HWC)
+            for name, text in texts.items():
+                self._sink.text(step, f"samples/{name}", text)
 
     def event(self, name: str, value: Any, *, step: int | None = None) -> None:
         """One line in this rank's events."""
@@ -109,11 +127,21 @@ class RunLog:
 
     def close(self) -> None:
         """Sends what waits, for a moment. Idempotent."""
+        if self._closed:
+            return
+        self._closed = True
         beat = self._context.last_beat
         seconds = self._seconds()
         self._context.heartbeat(step=beat.step, phase=beat.phase, **seconds)
         self.event("seconds", {name.removeprefix("seconds_"): round(value, 3) for name, value in seconds.items()})
+        self._sink.background.flush(CLOSE_S)
+        self._tell_lost()
         self._lines.flush(CLOSE_S)
+
+    @property
+    def lost(self) -> int:
+        """Entries that TensorBoard or the log did not take."""
+        return self._sink.background.lost + self._lines.lost
 
     # --- inside
 
@@ -141,12 +169,38 @@ class RunLog:
             **seconds,
         )
 
+    def _look_for_stragglers(self, report: StepReport) -> None:
+        if report.seconds_by_rank is None:
+            return
+        for finding in self._stragglers.add(report.seconds_by_rank, report.flops_by_rank):
+            node = finding.rank // self._context.ranks_per_node
+            self.event("straggler", {"rank": finding.rank, "node": node, "ratio": round(finding.ratio, 3), "slow": finding.is_slow})
+            self._say(straggler_line(finding, node, attempt=self._context.attempt))
+
     def _say_progress(self, report: StepReport, rates: Rates) -> None:
-        if self._is_time_for_a_line() or report.step == self._steps:
+        now = time.monotonic()
+        if now - self._line_at >= LINE_S or report.step == self._steps:
+            self._line_at = now
             self._say(progress_line(report, rates, steps=self._steps))
+            self._tell_lost()
+
+    def _tell_lost(self) -> None:
+        """Says what TensorBoard did not get, when there is more of it than was said."""
+        sink = self._sink.background
+        if sink.lost > self._told_lost:
+            self._told_lost = sink.lost
+            why = sink.last_error or "the disk takes them too slowly"
+            self.event("telemetry_lost", {"dropped": sink.dropped, "failed": sink.failed, "why": why})
+            self._say(f"TensorBoard lost {sink.lost} entries so far: {why}; training goes on, and events hold every step")
 
     def _say(self, text: str) -> None:
-        self._lines.offer(text.encode() + b"\n")
+        line = text.encode() + b"\n"
+        self._lines.offer(line, len(line))
+
+    def _write_line(self, line: bytes) -> None:
+        """In a thread, and past Python's streams: whoever else prints must not wait for this either."""
+        while line:
+            line = line[os.write(self._out, line) :]
 
 
 def peak_flops(plan: StagePlan, ranks: int) -> float | None:
@@ -172,6 +226,32 @@ def step_event(report: StepReport, rates: Rates) -> dict[str, Any]:
     if rates.mfu is not None:
         told["mfu"] = round(rates.mfu, 4)
     return told
+
+
+def step_scalars(report: StepReport, rates: Rates) -> dict[str, float]:
+    """A step's points by TensorBoard tag."""
+    points = {
+        "loss": report.loss,
+        "grad_norm": report.grad_norm,
+        "taken": float(report.taken),
+        "batch/targets": report.num_targets,
+        "batch/tokens": report.num_tokens,
+        "batch/images": report.num_images,
+        **{f"loss/{name}": value for name, value in report.losses.items()},
+        **{f"rate/{name}": value for name, value in report.rates.items()},
+    }
+    speed = {"tokens_per_s": rates.tokens_per_s, "images_per_s": rates.images_per_s, "step_s": rates.step_s, "mfu": rates.mfu}
+    return points | {f"speed/{name}": value for name, value in speed.items() if value is not None}
+
+
+def straggler_line(finding: Finding, node: int, *, attempt: int) -> str:
+    """What a person should know and where to look."""
+    if not finding.is_slow:
+        return f"rank {finding.rank} (node {node}) is no longer slow: {finding.ratio:.2f} x the median rank's time for the same work"
+    return (
+        f"rank {finding.rank} (node {node}) is slow: {finding.ratio:.2f} x the median rank's time for the same work, {WINDOWS} windows "
+        f"in a row; its machine is in attempts/{attempt}/nodes/{node}.json"
+    )
 
 
 def plain_numbers(numbers: Mapping[str, float]) -> dict[str, float | str]:

@@ -22,15 +22,20 @@ class QuarantineBudget:
         self.share, self.bad, self.seen = share, bad, seen
 
     def add(self, *, bad: int, seen: int, step: int, lines: Iterable[BadSample] = ()) -> None:
-        """Adds one step's sums over all ranks. Raises DataError (exit code 41) over budget, with this rank's list."""
+        """Adds one step's sums over all ranks. Raises DataError (exit code 41) over budget, with these lines."""
+        over = self.is_over(bad=bad, seen=seen)
         self.bad += bad
         self.seen += seen
-        if self.bad > max(ALWAYS_ALLOWED, self.share * self.seen):
+        if over:
             known = "; ".join(f"{line.sample}: {line.reason}" for line in list(lines)[:20]) or "see the other ranks' quarantine logs"
             raise DataError(
                 f"step {step}: {self.bad:,} of {self.seen:,} samples are bad, more than the budget of {self.share:.2%}: {known}; "
                 "run `stagecoach data verify` and restore the shards it names"
             )
+
+    def is_over(self, *, bad: int, seen: int) -> bool:
+        """Would `add` raise? Lets ranks bring their lists together first."""
+        return self.bad + bad > max(ALWAYS_ALLOWED, self.share * (self.seen + seen))
 
     def state(self) -> dict[str, int]:
         return {"bad": self.bad, "seen": self.seen}

@@ -1,0 +1,13 @@
+"""The trainer. A stage's ranks run `stagecoach_workloads.train:main`; it reads plan.json and nothing else."""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from stagecoach_workloads.rank import RankContext
+
+
+def main(context: "RankContext") -> None:
+    """Trains the stage of this job to its last step, or goes on from its newest checkpoint. See `run.py`."""
+    from stagecoach_workloads.train.run import run_stage
+
+    run_stage(context)

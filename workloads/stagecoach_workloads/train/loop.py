@@ -1,0 +1,246 @@
+"""The training loop. Sharding happened before it, saving and telling are one call each, and nothing in it asks which parallelism is on."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from stagecoach.contract.plan import StagePlan
+from stagecoach.errors import Diverged
+from stagecoach_workloads.checkpoints import Checkpoints
+from stagecoach_workloads.data.work.collate import BadSample, Batch
+from stagecoach_workloads.rank import RankContext, Stopped
+from stagecoach_workloads.telemetry.counts import count_tokens
+from stagecoach_workloads.telemetry.report import StepReport
+from stagecoach_workloads.telemetry.run_log import RunLog
+from stagecoach_workloads.testing.phases import reached
+from stagecoach_workloads.train.agreement import Totals, agree, all_ranks_say, gather_bad, hash_of_ids
+from stagecoach_workloads.train.assemble import World
+from stagecoach_workloads.train.feed import Fed, Feed
+from stagecoach_workloads.train.schedule import rate_scale
+from stagecoach_workloads.train.state import TrainState, derive_random_state, set_random_state
+from stagecoach_workloads.train.step import Gradients, compute_gradients
+
+LEAVING_S = 1.0  # kept of the grace for leaving itself
+SAVE_MARGIN = 1.3  # a save may take so many times as long as the last one
+IDS_PER_EVENT = 40
+
+
+@dataclass
+class Run:
+    """One attempt at a stage, from where its state is to the last step."""
+
+    context: RankContext
+    plan: StagePlan
+    world: World
+    state: TrainState
+    checkpoints: Checkpoints
+    log: RunLog
+    feed: Feed
+    steps: int
+    validate: Callable[[TrainState], Mapping[str, float]] | None = None  # by category; None when the plan asks for none
+    check_replicas: Callable[[TrainState], None] = lambda _state: None  # raises when ranks that must be equal are not
+    bad: list[BadSample] = field(default_factory=list)  # on this rank, in this attempt
+    save_error: Exception | None = None
+
+    # --- the algorithm
+
+    def train(self) -> None:
+        """Runs to the last step and commits it. Raises Stopped, saved if time allowed, when any rank was asked to stop."""
+        while self.state.step < self.steps:
+            fed = self.wait_for_data()
+            totals = self.agree(fed)
+            if totals.stop or fed is None:
+                raise self.leave()
+            self.account(fed, totals)
+            report = self.take_step(fed, totals)
+            self.log.step(report, fed.loaded.batches)
+            self.validate_if_due()
+            self.save_if_due()
+        self.wait_for_commit()
+
+    def take_step(self, fed: Fed, totals: Totals) -> StepReport:
+        """One optimizer step, or a step left out: then no weight moves on any rank."""
+        step = self.state.step + 1
+        self.enter("forward")
+        with self.log.bucket("compute"):
+            gradients = compute_gradients(
+                self.state, fed.loaded.batches, num_targets=max(1, totals.targets),
+                max_grad_norm=self.plan.optimizer.max_grad_norm, device=self.world.device,
+            )  # fmt: skip
+            decision = self.state.guard.decide(gradients.loss, gradients.grad_norm)
+            if decision == "take":
+                self.update(step)
+                self.state.last_loss = gradients.loss
+            self.state.optimizer.zero_grad()
+        self.state.data = fed.state_after
+        if decision == "rewind":
+            self.tell_batches("rewind", fed.loaded.batches, step)
+            self.rewind(step)
+            return self.report(step, gradients, totals, taken=False)
+        if decision == "diverged":
+            self.tell_batches("diverged", fed.loaded.batches, step)
+            raise Diverged(
+                f"step {step}: {self.state.guard.reason}; see the `diverged` events for the samples, and lower optimizer.peak_lr"
+            )
+        if decision == "skip":
+            self.tell_batches("skipped", fed.loaded.batches, step)
+        self.state.step = step
+        self.state.tokens += totals.tokens
+        self.state.images += totals.images
+        return self.report(step, gradients, totals, taken=decision == "take")
+
+    def update(self, step: int) -> None:
+        """Moves the weights, once a copy of them that is being taken is complete."""
+        with self.log.bucket("checkpoint_stall"):
+            self.remembering(self.checkpoints.before_update)
+        self.enter("optimizer_step")
+        self.state.optimizer.step(rate_scale(self.plan.schedule, step, self.steps))
+
+    # --- data
+
+    def wait_for_data(self) -> Fed | None:
+        """The next step's microbatches; None when a stop was asked for while they did not come."""
+        self.enter("data_wait")
+        with self.log.bucket("data_wait"):
+            return self.feed.next(self._should_leave_wait)
+
+    def _should_leave_wait(self) -> bool:
+        self.context.heartbeat(step=self.state.step, phase="data_wait")
+        return self.context.stop_requested()
+
+    def agree(self, fed: Fed | None) -> Totals:
+        """What all ranks bring together; a rank that has no data since it is to stop says so, and nobody waits for it."""
+        self.enter("all_reduce")
+        mine = Totals(stop=int(self.context.stop_requested() or fed is None), save_failed=int(self.save_error is not None))
+        if fed is not None:
+            mine = totals_of(fed.loaded.batches, len(fed.loaded.bad), mine)
+        totals = agree(mine)
+        if totals.save_failed:
+            raise self.save_error or RuntimeError(f"the last save failed on {totals.save_failed} ranks; their own messages say why")
+        return totals
+
+    def account(self, fed: Fed, totals: Totals) -> None:
+        """Counts bad samples. Raises DataError over budget, on all ranks at the same step, with the same list."""
+        for bad in fed.loaded.bad:
+            self.context.event("quarantined", {"sample": bad.sample, "reason": bad.reason[:500]}, step=self.state.step + 1)
+        self.bad += fed.loaded.bad
+        quarantine = self.state.quarantine
+        lines = gather_bad(self.bad) if quarantine.is_over(bad=totals.bad, seen=totals.samples) else []
+        quarantine.add(bad=totals.bad, seen=totals.samples, step=self.state.step + 1, lines=lines)
+
+    # --- saving and leaving
+
+    def save_if_due(self) -> None:
+        step = self.state.step
+        if step and (step % self.plan.checkpoint.every_steps == 0 or step == self.steps):
+            self.check_replicas(self.state)
+            self.save()
+
+    def save(self) -> None:
+        """Starts a save of the current step; a step that was saved is not saved again."""
+        with self.log.bucket("checkpoint_stall"):
+            self.remembering(lambda: self.checkpoints.save(self.state.step, self.state.to_checkpoint(self.plan)))
+
+    def remembering(self, act: Callable[[], Any]) -> None:
+        """A save that failed on one rank must not leave the others waiting: all are told before the next step, and raise."""
+        try:
+            act()
+        except Exception as error:
+            self.save_error = self.save_error or error
+
+    def wait_for_commit(self) -> None:
+        """Until the last save is committed. Raises what it failed with, and Stopped when the platform does not wait for it."""
+        if self.save_error is not None:
+            raise self.save_error
+        while not self.checkpoints.wait(1.0):
+            self.context.heartbeat(step=self.state.step, phase="save", committed_step=self.checkpoints.committed_step)
+            if self.context.grace_left_s() < LEAVING_S:
+                raise Stopped(committed_step=self.checkpoints.committed_step)
+        self.context.heartbeat(step=self.state.step, phase="save", committed_step=self.checkpoints.committed_step)
+
+    def leave(self) -> Stopped:
+        """Finishes the save in flight, then saves this step too if all ranks have the time. Returns what is to be raised."""
+        self.context.heartbeat(step=self.state.step, phase="stopping")
+        with self.log.bucket("checkpoint_stall"):
+            self.checkpoints.wait(max(0.0, self.context.grace_left_s() - LEAVING_S))
+            usual = self.checkpoints.seconds_of_last_save() or 0.0
+            fits = usual * SAVE_MARGIN + LEAVING_S < self.context.grace_left_s()
+            if all_ranks_say(fits and self.save_error is None) and self.state.step > self.checkpoints.committed_step:
+                self.check_replicas(self.state)
+                self.save()
+                self.checkpoints.wait(max(0.0, self.context.grace_left_s() - LEAVING_S))
+        committed = self.checkpoints.committed_step
+        return Stopped(f"stopped by the platform after step {self.state.step}; step {committed} is committed", committed_step=committed)
+
+    def rewind(self, bad_step: int) -> None:
+        """Goes back to the last good checkpoint; the data goes on behind the window that led here."""
+        self.checkpoints.wait()
+        ref = self.checkpoints.latest()
+        if ref is None:
+            raise Diverged(
+                f"step {bad_step}: {self.state.guard.reason}, and there is no checkpoint yet to go back to; lower optimizer.peak_lr"
+            )
+        with self.log.bucket("restore"):
+            guard, data = self.state.guard.state(), self.state.data
+            values = self.checkpoints.load(ref, self.state.tensors())
+            self.state.take_up(values.shared)
+            self.state.guard.load_state(guard)
+            self.state.guard.rewound(from_step=bad_step, to_step=self.state.step)
+            self.state.data = data
+            self.state.rewinds.append({"from_step": bad_step, "to_step": self.state.step})
+            restore_random_state(self.state, values.own, self.plan, self.world.rank)
+        self.context.event("rewound", {"to_step": self.state.step, "reason": self.state.guard.reason}, step=bad_step)
+
+    # --- telling
+
+    def validate_if_due(self) -> None:
+        every = self.plan.evaluation.validate_every_steps
+        if self.validate is None or every is None or (self.state.step % every and self.state.step != self.steps):
+            return
+        self.enter("evaluation")
+        with self.log.bucket("evaluation"):
+            losses = self.validate(self.state)
+        self.state.metrics = {f"validation/{name}": value for name, value in losses.items()}
+        self.log.validation(self.state.step, losses)
+
+    def report(self, step: int, gradients: Gradients, totals: Totals, *, taken: bool) -> StepReport:
+        return StepReport(
+            step=step, loss=gradients.loss, losses=gradients.losses, grad_norm=gradients.grad_norm,
+            rates=self.state.optimizer.group_rates(), num_targets=totals.targets, num_tokens=totals.tokens, num_images=totals.images,
+            taken=taken, sample_ids_hash=totals.ids_hash,
+        )  # fmt: skip
+
+    def tell_batches(self, name: str, batches: Sequence[Batch], step: int) -> None:
+        """Which samples a step that was not taken was made of: each rank tells its own."""
+        ids = [sample for batch in batches for row in batch.sample_ids for sample in row]
+        for first in range(0, max(1, len(ids)), IDS_PER_EVENT):
+            told = {"reason": self.state.guard.reason, "sample_ids": ids[first : first + IDS_PER_EVENT]}
+            self.context.event(name, told, step=step)
+
+    def enter(self, phase: str) -> None:
+        """Says where this rank is, for people and for tests that stop it there."""
+        self.context.event("phase", phase, step=self.state.step + 1)
+        reached(phase, self.state.step + 1)
+
+
+def totals_of(batches: Sequence[Batch], bad: int, flags: Totals) -> Totals:
+    """This rank's counts of one step."""
+    return Totals(
+        stop=flags.stop,
+        save_failed=flags.save_failed,
+        bad=bad,
+        samples=sum(batch.num_samples for batch in batches),
+        targets=sum(batch.num_targets for batch in batches),
+        tokens=sum(count_tokens(batch) for batch in batches),
+        images=sum(batch.num_images for batch in batches),
+        ids=hash_of_ids(sample for batch in batches for row in batch.sample_ids for sample in row),
+    )
+
+
+def restore_random_state(state: TrainState, own: Mapping[str, Any] | None, plan: StagePlan, rank: int) -> str:
+    """Exactly as they were where the ranks are those that saved; else derived from where training is. Returns which."""
+    if own is not None:
+        set_random_state(own["random"])
+        return "exact"
+    derive_random_state(plan.seed, state.step, rank)
+    return "derived"

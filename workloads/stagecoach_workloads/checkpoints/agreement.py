@@ -7,8 +7,8 @@ from enum import IntEnum
 import torch
 import torch.distributed as dist
 
+from stagecoach.checkpoints import DamagedCheckpoint
 from stagecoach.errors import CheckpointError, StagecoachError, StorageError
-from stagecoach_workloads.checkpoints.errors import CheckpointDamaged
 
 MESSAGE_BYTES = 1024
 
@@ -36,7 +36,7 @@ def verdict_of(error: BaseException | None) -> Verdict:
     """What an error of loading says about the checkpoint."""
     if error is None:
         return Verdict.GOOD
-    if isinstance(error, CheckpointDamaged):
+    if isinstance(error, DamagedCheckpoint):
         return Verdict.DAMAGED
     if isinstance(error, CheckpointError):
         return Verdict.REFUSED

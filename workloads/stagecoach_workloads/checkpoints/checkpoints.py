@@ -1,5 +1,6 @@
 """`Checkpoints`: what the trainer calls."""
 
+import contextlib
 import threading
 import time
 from collections import deque
@@ -12,8 +13,7 @@ from loguru import logger
 
 import stagecoach.storage.errors as storage_errors
 from stagecoach import __version__
-from stagecoach.checkpoints import listing
-from stagecoach.checkpoints.listing import CheckpointRef
+from stagecoach.checkpoints import CheckpointRef, latest
 from stagecoach.contract.checkpoint import CheckpointPart
 from stagecoach.contract.ledger import JobFolder
 from stagecoach.contract.records import to_plain
@@ -24,6 +24,7 @@ from stagecoach_workloads.checkpoints.link import SaverLink
 from stagecoach_workloads.checkpoints.loading import plan_load
 from stagecoach_workloads.checkpoints.messages import LayoutOrder, Report, SaveOrder, SaverJob
 from stagecoach_workloads.checkpoints.reading import CheckpointReader, as_json, own_values
+from stagecoach_workloads.checkpoints.restoring import check_fingerprints, restore_newest
 from stagecoach_workloads.checkpoints.settings import CheckpointSettings
 from stagecoach_workloads.checkpoints.staging import StagingBuffer
 from stagecoach_workloads.checkpoints.state import PARTS, CheckpointState, LoadedValues
@@ -56,6 +57,7 @@ class Checkpoints:
         self._staged = threading.Event()
         self._staged.set()
         self._stager: threading.Thread | None = None
+        self._preparing: threading.Thread | None = None
         self._in_flight: int | None = None  # the step being saved
         self._began = 0.0
         self._saved_step: int | None = None
@@ -110,29 +112,39 @@ class Checkpoints:
 
     def latest(self) -> CheckpointRef | None:
         """The newest that may be read, by a fresh listing."""
-        return listing.latest(self._job)
+        return latest(self._job)
 
     def load(
         self, ref: CheckpointRef, into: CheckpointState, *, parts: Sequence[CheckpointPart] = PARTS, verify: bool = True
     ) -> LoadedValues:
         """Reads this rank's boxes in place, each 8 MiB block verified; of any world size and mesh.
 
-        Raises CheckpointDamaged (a digest is wrong, an object is missing; `into` may be half filled), CheckpointError (it does not
+        Raises DamagedCheckpoint (a digest is wrong, an object is missing; `into` may be half filled), CheckpointError (it does not
         fit: the first problems and how many) and StorageError.
         """
-        context = self._context
         job = JobFolder.open(ref.uri.removesuffix(ref.key).rstrip("/"), settings=self._settings.store)
-        reader = CheckpointReader(job.store, ref, threads=self._settings.read_threads, verify=verify)
-        plan = plan_load(reader.manifest, into, parts, context.rank)
-        reader.read(plan.reads, beat=self._beat)
-        plan.finish()
-        own = own_values(reader, rank=context.rank, world_size=context.world_size, mesh=self._mesh)
-        return LoadedValues(step=ref.step, shared=reader.values("state.json"), own=own)
+        reader = CheckpointReader(job, ref, threads=self._settings.read_threads, verify=verify)
+        return self._load(reader, into, parts)
+
+    def restore(self, into: CheckpointState) -> LoadedValues | None:
+        """Loads the newest good checkpoint of this job. All ranks call it together and come to the same one, or the same error.
+
+        A damaged one is quarantined, loudly, and the one before it taken. None: none was ever committed. Raises CheckpointError when
+        it does not fit this run (another plan, data, tokenizer or model), or when all are bad or too many in a row; StorageError.
+        """
+        restored = restore_newest(self._job, self._context, self._settings, lambda ref: self._try(ref, into))
+        if restored is not None:
+            self.committed_step = restored.step
+            self._saved_step = restored.step
+        self._preparing = threading.Thread(target=self._prepare, args=(into,), name="checkpoint-prepare", daemon=True)
+        self._preparing.start()
+        return restored
 
     def close(self) -> None:
         """Ends the saving process; a save in flight is given up (`wait` first)."""
-        if self._stager is not None:
-            self._stager.join()
+        for thread in (self._preparing, self._stager):
+            if thread is not None:
+                thread.join()
         if self._in_flight is None:
             self._link.close()
         else:
@@ -141,8 +153,30 @@ class Checkpoints:
 
     # --- inside
 
+    def _try(self, ref: CheckpointRef, into: CheckpointState) -> LoadedValues:
+        """This rank's part of restoring one checkpoint, and its share of what nobody needs: a bad object is found by someone."""
+        reader = CheckpointReader(self._job, ref, threads=self._settings.read_threads, identity=self._identity)
+        check_fingerprints(reader.manifest, self._fingerprints)
+        reader.prove_small(self._context.rank, self._context.world_size)
+        return self._load(reader, into, PARTS)
+
+    def _load(self, reader: CheckpointReader, into: CheckpointState, parts: Sequence[CheckpointPart]) -> LoadedValues:
+        context = self._context
+        plan = plan_load(reader.manifest, into, parts, context.rank)
+        reader.read(plan.reads, beat=self._beat)
+        plan.finish()
+        own = own_values(reader, rank=context.rank, world_size=context.world_size, mesh=self._mesh)
+        return LoadedValues(step=reader.ref.step, shared=reader.values("state.json"), own=own)
+
+    def _prepare(self, state: CheckpointState) -> None:
+        """In a thread: makes room for the first save, whose step would wait for the kernel's empty pages otherwise."""
+        with contextlib.suppress(*HARMLESS, StagecoachError):  # the save itself will say it
+            self._buffer.reserve(build_layout(state, self._context.rank).size)
+
     def _stage(self, step: int, state: CheckpointState, shared: str, own: str, after: Any) -> None:
         """In a thread: copies the state and orders the upload."""
+        if self._preparing is not None:
+            self._preparing.join()
         try:
             layout = build_layout(state, self._context.rank)
             self._buffer.copy(layout, after)

@@ -8,10 +8,10 @@ from dataclasses import replace
 from math import prod
 
 from stagecoach.checkpoints.listing import COMMITTED, MANIFEST, CheckpointRef
-from stagecoach.contract.checkpoint import CheckpointManifest, ObjectDigests, RankDigests, TensorEntry
+from stagecoach.contract.checkpoint import BLOCK_BYTES, CheckpointManifest, ObjectDigests, RankDigests, TensorEntry
 from stagecoach.contract.ledger import JobFolder
 from stagecoach.contract.records import decode, encode
-from stagecoach.storage import NotFound
+from stagecoach.storage import NotFound, digest
 from stagecoach_workloads.checkpoints.errors import Fenced, SaveFailed
 from stagecoach_workloads.checkpoints.messages import SaverJob
 
@@ -39,6 +39,7 @@ class Commit:
 
     def __init__(self, job: SaverJob, folder: JobFolder, ref: CheckpointRef, enter: Enter) -> None:
         self._job, self._folder, self._ref, self._enter = job, folder, ref, enter
+        self._digests_objects: dict[int, ObjectDigests] = {}  # by rank: proven like all other objects
 
     def run(self) -> None:
         """Raises Fenced, SkippedByRank, SaveFailed, StorageError; then nothing was committed."""
@@ -50,8 +51,8 @@ class Commit:
         self._look_at_all(manifest, body)
         self._enter("commit", self._ref.step)
         refuse_when_fenced(self._job, self._folder)
-        digest = hashlib.sha256(body).hexdigest().encode()
-        if not self._folder.store.create_if_absent(f"{self._ref.key}/{COMMITTED}", digest):
+        proof = hashlib.sha256(body).hexdigest().encode()
+        if not self._folder.store.create_if_absent(f"{self._ref.key}/{COMMITTED}", proof):
             raise SaveFailed(f"{self._ref.uri} was committed by somebody else; two processes act as attempt {self._job.attempt}")
 
     def _gather(self) -> list[RankDigests]:
@@ -69,9 +70,12 @@ class Commit:
 
     def _read_digests(self, rank: int) -> RankDigests:
         key = f"{self._ref.key}/{digests_name(rank)}"
-        digests = decode(RankDigests, self._folder.store.read(key), uri=self._folder.store.uri_of(key))
+        body = self._folder.store.read(key)
+        digests = decode(RankDigests, body, uri=self._folder.store.uri_of(key))
         if (digests.rank, digests.step, digests.attempt) != (rank, self._ref.step, self._ref.attempt):
             raise SaveFailed(f"{self._folder.store.uri_of(key)} says it is of rank {digests.rank}, step {digests.step}")
+        blocks = tuple(digest.of(body[start : start + BLOCK_BYTES]) for start in range(0, len(body), BLOCK_BYTES))
+        self._digests_objects[rank] = ObjectDigests(name=digests_name(rank), size=len(body), blocks=blocks, checksum=digest.of(body))
         return digests
 
     def _manifest(self, ranks: Sequence[RankDigests]) -> CheckpointManifest:
@@ -85,7 +89,7 @@ class Commit:
             mesh=job.mesh,
             fingerprints=job.fingerprints,
             versions=job.versions,
-            objects=tuple(item for rank in ranks for item in rank.objects),
+            objects=tuple(item for rank in ranks for item in rank.objects) + tuple(self._digests_objects[rank.rank] for rank in ranks),
             tensors=merge_entries(entry for rank in ranks for entry in rank.tensors),
         )
 

@@ -1,9 +1,9 @@
-"""What saving and loading can say went wrong, beside stagecoach.errors.CheckpointError (it does not fit; never retried)."""
+"""What saving can say went wrong, beside what `stagecoach.checkpoints` says of a bad one."""
 
 from typing import ClassVar
 
 from stagecoach.constants import ExitCode
-from stagecoach.errors import CheckpointError, StagecoachError
+from stagecoach.errors import StagecoachError
 
 
 class SaveFailed(StagecoachError):
@@ -16,7 +16,3 @@ class Fenced(StagecoachError):
     """A newer attempt of this job was claimed: this one writes nothing more."""
 
     exit_code: ClassVar[ExitCode] = ExitCode.RETRY
-
-
-class CheckpointDamaged(CheckpointError):
-    """Its bytes are not those that were written. It is quarantined, and an older one is taken."""

@@ -7,9 +7,9 @@ from math import prod
 import torch
 from torch import Tensor
 
+from stagecoach.checkpoints import DamagedCheckpoint
 from stagecoach.contract.checkpoint import CheckpointManifest, CheckpointPart, Piece, TensorEntry
 from stagecoach.errors import CheckpointError
-from stagecoach_workloads.checkpoints.errors import CheckpointDamaged
 from stagecoach_workloads.checkpoints.reading import ByteArray, Read
 from stagecoach_workloads.checkpoints.state import CheckpointState, LocalBox, dtype_name, local_box
 
@@ -26,7 +26,7 @@ class LoadPlan:
     _moves: list[tuple[Tensor, Tensor]] = field(default_factory=list)  # (from host memory, into the state)
 
     def add(self, entry: TensorEntry, box: LocalBox) -> None:
-        """Reads this rank's box of one tensor. Raises CheckpointDamaged when the pieces do not cover it."""
+        """Reads this rank's box of one tensor. Raises DamagedCheckpoint when the pieces do not cover it."""
         if box.is_empty:
             return
         target = _host_memory(box.local)
@@ -34,7 +34,7 @@ class LoadPlan:
         for piece in entry.pieces:
             covered += self._add_piece(piece, (box.box_offset, box.box_shape), target)
         if covered != target.numel():
-            raise CheckpointDamaged(f"{entry.name}: the pieces in the manifest hold {covered} of the {target.numel()} elements needed")
+            raise DamagedCheckpoint(f"{entry.name}: the pieces in the manifest hold {covered} of the {target.numel()} elements needed")
         if target.data_ptr() != box.local.data_ptr():
             self._moves.append((target, box.local))
 

@@ -1,6 +1,5 @@
 """The manifest and the bytes of one checkpoint, proven while they are read."""
 
-import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -10,12 +9,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from stagecoach.checkpoints.listing import COMMITTED, MANIFEST, CheckpointRef
-from stagecoach.contract.checkpoint import BLOCK_BYTES, CheckpointManifest, CheckpointValues, ObjectDigests
+from stagecoach.checkpoints import CheckpointRef, DamagedCheckpoint, NewerCheckpoint, read_manifest
+from stagecoach.checkpoints.verify import tensors_in
+from stagecoach.contract.checkpoint import BLOCK_BYTES, CheckpointValues, ObjectDigests
+from stagecoach.contract.ledger import JobFolder
 from stagecoach.contract.records import decode
-from stagecoach.errors import CheckpointError, ContractError, NewerFormat
-from stagecoach.storage import NotFound, ObjectCorrupt, OutOfRange, Store, digest
-from stagecoach_workloads.checkpoints.errors import CheckpointDamaged
+from stagecoach.errors import CheckpointError, NewerFormat
+from stagecoach.storage import NotFound, OutOfRange, digest
+
+SHOWN_TENSORS = 3
 
 ByteArray = npt.NDArray[np.uint8]
 
@@ -32,16 +34,16 @@ class Read:
 class CheckpointReader:
     """One committed checkpoint. Every byte that leaves here had its block's digest, unless `verify` is off."""
 
-    def __init__(self, store: Store, ref: CheckpointRef, *, threads: int, verify: bool = True) -> None:
-        """`store` is the job's folder. Raises CheckpointDamaged, CheckpointError (a newer format, another job's) and StorageError."""
-        self._store, self.ref, self._threads, self._verify = store, ref, threads, verify
-        self.manifest = self._read_manifest()
+    def __init__(self, job: JobFolder, ref: CheckpointRef, *, threads: int, verify: bool = True, identity: str | None = None) -> None:
+        """Reads and proves the manifest; raises what `read_manifest` raises, and StorageError."""
+        self.ref, self._store, self._threads, self._verify = ref, job.store, threads, verify
+        self.manifest, _ = read_manifest(job, ref, identity=identity)
         self._objects = {item.name: item for item in self.manifest.objects}
 
     def read(self, reads: Iterable[Read], *, beat: Callable[[], None] = lambda: None) -> int:
         """Fills every `into`; returns the bytes fetched. Whole blocks are fetched and proven, several at a time.
 
-        Raises CheckpointDamaged that names the object and block. `beat` is called a few times a second.
+        Raises DamagedCheckpoint that names the object and block. `beat` is called a few times a second.
         """
         jobs = self._by_block(reads)
         fetched = 0
@@ -63,7 +65,13 @@ class CheckpointReader:
         try:
             return dict(decode(CheckpointValues, body, uri=f"{self.ref.uri}/{name}").values)
         except NewerFormat as error:
-            raise CheckpointError(str(error)) from error
+            raise NewerCheckpoint(str(error)) from error
+
+    def prove_small(self, share: int, of: int) -> None:
+        """Reads every `of`-th object that holds no tensor, from number `share` on: what other ranks wrote of themselves."""
+        names = sorted(name for name in self._objects if not name.endswith(".safetensors"))
+        bodies = {name: np.empty(self._objects[name].size, np.uint8) for name in names[share::of]}
+        self.read(Read(object=name, start=0, into=body) for name, body in bodies.items())
 
     def _whole(self, name: str) -> bytes:
         item = self._object(name)
@@ -71,41 +79,9 @@ class CheckpointReader:
         self.read([Read(object=name, start=0, into=into)])
         return into.tobytes()
 
-    def _read_manifest(self) -> CheckpointManifest:
-        uri = f"{self.ref.uri}/{MANIFEST}"
-        body, stated = self._small(MANIFEST), self._small(COMMITTED).strip()
-        found = hashlib.sha256(body).hexdigest()
-        if stated.decode("ascii", "replace") != found:
-            raise CheckpointDamaged(f"{uri} has SHA-256 {found}, but {COMMITTED} says {stated[:80]!r}: one of them was damaged or edited")
-        try:
-            manifest = decode(CheckpointManifest, body, uri=uri)
-        except NewerFormat as error:
-            raise CheckpointError(str(error)) from error
-        except ContractError as error:
-            raise CheckpointDamaged(str(error)) from error
-        self._check_place(manifest)
-        return manifest
-
-    def _check_place(self, manifest: CheckpointManifest) -> None:
-        if manifest.job_uri != self._store.uri:
-            raise CheckpointError(
-                f"{self.ref.uri} was written by {manifest.job_uri}, and is a copy here; start from it by `stagecoach run ... --fork`, "
-                "which records where the weights come from"
-            )
-        if (manifest.step, manifest.attempt) != (self.ref.step, self.ref.attempt):
-            raise CheckpointDamaged(f"{self.ref.uri} holds the manifest of step {manifest.step}, attempt {manifest.attempt}")
-
-    def _small(self, name: str) -> bytes:
-        try:
-            return self._store.read(f"{self.ref.key}/{name}")
-        except NotFound as error:
-            raise CheckpointDamaged(f"{self.ref.uri}/{name} is missing") from error
-        except ObjectCorrupt as error:
-            raise CheckpointDamaged(str(error)) from error
-
     def _object(self, name: str) -> ObjectDigests:
         if name not in self._objects:
-            raise CheckpointDamaged(f"{self.ref.uri}: its manifest has no object {name!r}")
+            raise DamagedCheckpoint(f"{self.ref.uri}: its manifest has no object {name!r}")
         return self._objects[name]
 
     def _by_block(self, reads: Iterable[Read]) -> Mapping[tuple[str, int], list[Read]]:
@@ -116,7 +92,7 @@ class CheckpointReader:
                 continue
             size, stop = self._object(read.object).size, read.start + read.into.size
             if stop > size:
-                raise CheckpointDamaged(f"{self.ref.uri}/{read.object}: bytes up to {stop} are wanted, and its manifest says {size}")
+                raise DamagedCheckpoint(f"{self.ref.uri}/{read.object}: bytes up to {stop} are wanted, and its manifest says {size}")
             for block in range(read.start // BLOCK_BYTES, -(-stop // BLOCK_BYTES)):
                 jobs.setdefault((read.object, block), []).append(read)
         return jobs
@@ -138,15 +114,19 @@ class CheckpointReader:
             try:
                 [body] = self._store.read_ranges(key, [(begin, length)])
             except NotFound as error:
-                raise CheckpointDamaged(f"{self.ref.uri}/{name} is missing") from error
+                raise DamagedCheckpoint(f"{self.ref.uri}/{name} is missing") from error
             except OutOfRange as error:
-                raise CheckpointDamaged(f"{self.ref.uri}/{name} is shorter than the {item.size} bytes that were written") from error
+                raise DamagedCheckpoint(f"{self.ref.uri}/{name} is shorter than the {item.size} bytes that were written") from error
             found = digest.of(body) if self._verify else item.blocks[block]
             if found == item.blocks[block]:
                 return body
-        raise CheckpointDamaged(
-            f"{self.ref.uri}/{name}, block {block} (bytes {begin} to {begin + length}): its XXH3-128 is {found}, "
-            f"{item.blocks[block]} was written"
+        tensors = tensors_in(self.manifest, name, begin, begin + length)
+        holds = (
+            f", where {', '.join(tensors[:SHOWN_TENSORS])}{' and others' if len(tensors) > SHOWN_TENSORS else ''} lie" if tensors else ""
+        )
+        raise DamagedCheckpoint(
+            f"{self.ref.uri}/{name}, block {block} (bytes {begin} to {begin + length}{holds}): its XXH3-128 is {found}, "
+            f"{item.blocks[block]} was committed"
         )
 
 

@@ -16,13 +16,14 @@ import traceback
 from collections.abc import Iterator
 from typing import Any
 
-from stagecoach.checkpoints.listing import CheckpointRef, checkpoint_ref
+from stagecoach.checkpoints import CheckpointRef, LeaseWatch, checkpoint_ref, collect
+from stagecoach.checkpoints.gc import STALE_UPLOAD_S
 from stagecoach.contract.checkpoint import BLOCK_BYTES, CheckpointValues, ObjectDigests, RankDigests, TensorEntry
 from stagecoach.contract.ledger import JobFolder
 from stagecoach.contract.records import encode, validate
 from stagecoach.errors import StorageError
 from stagecoach.storage import StoreSettings, digest, open_store
-from stagecoach_workloads.checkpoints.commit import Commit, SkippedByRank, digests_name, follow, skipped_name
+from stagecoach_workloads.checkpoints.commit import Commit, SkippedByRank, digests_name, follow, refuse_when_fenced, skipped_name
 from stagecoach_workloads.checkpoints.errors import SaveFailed
 from stagecoach_workloads.checkpoints.link import PARENT_PID
 from stagecoach_workloads.checkpoints.messages import Report, SaverJob, as_line
@@ -53,6 +54,7 @@ class Saver:
         self._map: mmap.mmap | None = None
         self._objects: list[dict[str, Any]] = []
         self._entries: tuple[TensorEntry, ...] = ()
+        self._watch, self._has_swept = LeaseWatch(), False
         os.nice(job.nice)
 
     def obey(self, order: dict[str, Any]) -> None:
@@ -80,6 +82,7 @@ class Saver:
         if skip:
             raise SkippedByRank(skip)
         self._enter("upload", step)
+        refuse_when_fenced(job, self.folder)
         self._refuse_a_used_folder(ref)
         digests = RankDigests(
             rank=job.rank, step=step, attempt=job.attempt, objects=tuple(self._write(ref, shared, own)), tensors=self._entries
@@ -127,14 +130,18 @@ class Saver:
 
     def _collect(self, step: int) -> None:
         """Removes old checkpoints. What goes wrong here is said and tried again after the next save: the new one is safe."""
+        job, is_first = self.job, not self._has_swept
+        self._has_swept = True  # what killed predecessors left half sent is looked for once an attempt
         try:
-            self._gc()
+            done = collect(
+                self.folder, keep=job.keep, keep_every_steps=job.keep_every_steps, watch=self._watch,
+                stale_upload_s=STALE_UPLOAD_S if is_first else None,
+            )  # fmt: skip
+            if done.refused:
+                self._say("gc_failed", step, done.refused)
         except Exception as error:
             traceback.print_exc()
             self._say("gc_failed", step, " ".join(str(error).split()), error=type(error).__name__)
-
-    def _gc(self) -> None:
-        """Retention is the control plane's rule, the same as that of `stagecoach checkpoint gc`."""
 
     def _enter(self, phase: str, step: int) -> None:
         self._say("phase", step, phase)

@@ -12,6 +12,7 @@ from stagecoach.contract.plan import Decoder as DecoderPlan
 from stagecoach.contract.plan import RopeScaling
 from stagecoach_workloads.models.attention import build_row_mask
 from stagecoach_workloads.models.decoder import Decoder
+from stagecoach_workloads.weights.configs import decoder_from_config, decoder_to_config
 from stagecoach_workloads.weights.layouts import decoder_pieces
 from stagecoach_workloads.weights.loading import load_pieces
 from stagecoach_workloads.weights.sources import TensorsInMemory
@@ -114,3 +115,30 @@ def test_random_shapes_equal_the_published_model(transformers: ModuleType, tiny_
             length = tokens_BT.shape[1]
             hidden = ours(ours.embed(tokens_BT), torch.arange(length)[None], build_row_mask(None, length=length)).hidden_BTD
             assert (ours.logits(hidden) - peer(tokens_BT).logits).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"factor": 4.0},
+        {"factor": 4.0, "mscale": 0.707, "mscale_all_dim": 0.5},
+        {"factor": 4.0, "mscale": 0.707},
+        {"factor": 4.0, "attention_factor": 1.5, "mscale": 2.0, "mscale_all_dim": 1.0},
+        {"factor": 0.5, "mscale": 2.0, "mscale_all_dim": 1.0},
+        {"factor": 8.0, "beta_fast": 16.0, "beta_slow": 2.0, "truncate": True},
+        {"factor": None, "mscale": 1.0, "mscale_all_dim": 0.4},
+    ],
+)
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_yarn_fields_of_a_configuration_give_the_published_angles(fields: dict[str, Any], transformers: ModuleType) -> None:
+    rope = {"rope_type": "yarn", "rope_theta": 1e4, "original_max_position_embeddings": 32, **fields}
+    config = transformers.LlamaConfig(
+        hidden_size=64, num_attention_heads=4, num_hidden_layers=1, max_position_embeddings=128, rope_parameters=rope
+    )
+    frequencies, magnitude = transformers.modeling_rope_utils.ROPE_INIT_FUNCTIONS["yarn"](config, torch.device("cpu"))
+    plan = decoder_from_config(config.to_dict(), "memory")
+    angles = torch.arange(100)[None, :, None] * frequencies
+    cos, sin = Decoder(plan).rotary(torch.arange(100)[None], length=100)
+    assert (cos - angles.cos() * magnitude).abs().max() < 1e-5
+    assert (sin - angles.sin() * magnitude).abs().max() < 1e-5
+    assert decoder_from_config(decoder_to_config(plan, "llama"), "memory") == plan

@@ -278,6 +278,8 @@ def test_layouts_that_are_not_built_are_named(decoder_folder: Path, tiny_decoder
         ({"hidden_act": "gelu"}, "hidden_act='gelu'; only silu"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor is not 1"),
         ({"rope_parameters": {"rope_type": "dynamic"}}, "rope_type='dynamic' is not built"),
+        ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0, "truncate": False}}, "rope_parameters.truncate=false is not built"),
+        ({"rope_parameters": {"rope_type": "yarn", "mrope_section": [1, 2]}}, "rope_parameters has mrope_section, which is not built"),
         ({"model_type": "qwen2", "use_sliding_window": True, "sliding_window": 8, "max_window_layers": 2}, "max_window_layers=2"),
         ({"model_type": "clip_vision_model", "hidden_act": "gelu"}, "language model|vision model"),
     ):

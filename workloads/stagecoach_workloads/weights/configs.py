@@ -1,5 +1,6 @@
 """Hugging Face `config.json` to our plan and back. What we cannot run is refused by its name there."""
 
+import math
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import wraps
@@ -126,19 +127,41 @@ def _scaling(rope: dict[str, Any], config: dict[str, Any], uri: str) -> RopeScal
         return None
     if kind not in ("linear", "llama3", "longrope", "yarn"):
         raise ConfigError(f"{uri}/config.json: rope_type={kind!r} is not built; known here: default, linear, llama3, longrope, yarn")
-    original = rope.get("original_max_position_embeddings") or config.get("original_max_position_embeddings")
+    if strange := sorted(set(rope) - ROPE_FIELDS):
+        raise ConfigError(f"{uri}/config.json: rope_parameters has {', '.join(strange)}, which is not built and would change every angle")
+    if kind == "yarn" and rope.get("truncate") is False:
+        raise ConfigError(f"{uri}/config.json: rope_parameters.truncate=false is not built; yarn's ramp here is between whole dimensions")
+    positions = config.get("max_position_embeddings", 4096)
+    original = rope.get("original_max_position_embeddings") or config.get("original_max_position_embeddings") or positions
+    factor = float(rope.get("factor") or (positions / original if kind == "yarn" else 1.0))
     return RopeScaling(
         kind=kind,
-        factor=float(rope.get("factor") or 1.0),
-        original_max_positions=original or config.get("max_position_embeddings", 4096),
+        factor=factor,
+        original_max_positions=original,
         low_freq_factor=float(rope.get("low_freq_factor") or 1.0),
         high_freq_factor=float(rope.get("high_freq_factor") or 4.0),
         short_factors=tuple(float(f) for f in rope.get("short_factor") or ()),
         long_factors=tuple(float(f) for f in rope.get("long_factor") or ()),
         beta_fast=float(rope.get("beta_fast") or 32.0),
         beta_slow=float(rope.get("beta_slow") or 1.0),
-        attention_factor=rope.get("attention_factor"),
+        attention_factor=_attention_factor(rope, factor) if kind == "yarn" else rope.get("attention_factor"),
     )
+
+
+ROPE_FIELDS = {
+    "type", "rope_type", "rope_theta", "factor", "original_max_position_embeddings", "attention_factor", "low_freq_factor",
+    "high_freq_factor", "short_factor", "long_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate",
+    "partial_rotary_factor",
+}  # fmt: skip
+
+
+def _attention_factor(rope: dict[str, Any], factor: float) -> float | None:
+    """yarn's: as stated, else from `mscale` and `mscale_all_dim` when both are there (DeepSeek's way), else None (derived from factor)."""
+    stated: float | None = rope.get("attention_factor")
+    mscale, all_dim = rope.get("mscale"), rope.get("mscale_all_dim")
+    if stated is not None or not (mscale and all_dim) or factor <= 1:
+        return stated
+    return (0.1 * mscale * math.log(factor) + 1) / (0.1 * all_dim * math.log(factor) + 1)
 
 
 def _window(config: dict[str, Any], layout: str, uri: str) -> int | None:

@@ -152,6 +152,10 @@ class JobFolder:
         """`{kind}/attempt-{n}/{source}/{segment:06d}`; kind is `events` or `logs`, source `rank-{r}` or `supervisor`."""
         self.store.publish(f"{kind}/attempt-{attempt}/{source}/{segment:06d}", body)
 
+    def write_tensorboard(self, attempt: int, name: str, body: bytes) -> None:
+        """Replaces `tensorboard/attempt-{n}/{name}`, one of TensorBoard's event files."""
+        self.store.publish(f"tensorboard/attempt-{attempt}/{name}", body)
+
     def sources(self, kind: str, attempt: int) -> list[str]:
         """Who wrote segments in this attempt."""
         return self.store.list_folders(f"{kind}/attempt-{attempt}")

@@ -15,6 +15,7 @@ from stagecoach.supervisor.progress import ProgressWriter, build_progress
 from stagecoach.supervisor.ranks import RankGroup
 from stagecoach.supervisor.rendezvous import Link, RendezvousFailed
 from stagecoach.supervisor.stacks import find_culprit, take_stacks
+from stagecoach.supervisor.tensorboard import FOLDER
 from stagecoach.supervisor.waiting import StopRequested, first_of
 from stagecoach.supervisor.watchdog import Watchdog
 
@@ -35,6 +36,7 @@ class NodeAttempt:
         self._group = RankGroup(
             ranks=ranks, folder=node.folder / f"attempt-{start.attempt}", attempt=start.attempt, shipper=node.shipper, tee=node.tee
         )
+        node.tensorboard.follow(self._group.folder / FOLDER, start.attempt)
         self._watchdog = Watchdog(
             ranks,
             now=time.monotonic(),
@@ -221,6 +223,7 @@ class NodeAttempt:
         node.remember_shm(names)
         group.mark_killed()
         await node.kill_ranks()
+        node.tensorboard.let_go()
         group.close()
         node.clear_shm()
         node.reaper.look()

@@ -106,7 +106,8 @@ async def supervise(settings: SupervisorSettings) -> tuple[int, str]:
         return await attempts(node)
     finally:
         node.log.close()
-        await asyncio.to_thread(node.shipper.flush, node.patience_s(FLUSH_S))
+        patience_s = node.patience_s(FLUSH_S)
+        await asyncio.gather(asyncio.to_thread(node.shipper.flush, patience_s), asyncio.to_thread(node.tensorboard.flush, patience_s))
         await server.close()
         shutil.rmtree(node.folder, ignore_errors=True)
 

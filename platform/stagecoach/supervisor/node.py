@@ -23,6 +23,7 @@ from stagecoach.supervisor.processes import Reaper, kill_descendants, remove_shm
 from stagecoach.supervisor.rendezvous import Leader
 from stagecoach.supervisor.settings import SupervisorSettings
 from stagecoach.supervisor.sweeper import SHM_LIST
+from stagecoach.supervisor.tensorboard import TensorBoardSync
 
 
 @dataclass
@@ -38,6 +39,7 @@ class Node:
     shipper: Shipper
     tee: Tee
     log: SupervisorLog
+    tensorboard: TensorBoardSync
     stop: asyncio.Event = field(default_factory=asyncio.Event)
     stopped_at: list[float] = field(default_factory=list)  # the moment it was, on the monotonic clock
     port: int = 0
@@ -136,4 +138,5 @@ def build_node(settings: SupervisorSettings, job: JobFolder, spec: LaunchSpec) -
         shipper=shipper,
         tee=Tee(),
         log=SupervisorLog(shipper, source),
+        tensorboard=TensorBoardSync(job),
     )

@@ -14,6 +14,7 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
 
 from stagecoach.checkpoints import CheckpointRef, LeaseWatch, checkpoint_ref, collect
@@ -29,6 +30,8 @@ from stagecoach_workloads.checkpoints.link import PARENT_PID
 from stagecoach_workloads.checkpoints.messages import Report, SaverJob, as_line
 from stagecoach_workloads.processes import die_with_parent, parent_from_environment
 from stagecoach_workloads.testing.phases import reached
+
+OBJECTS_AT_ONCE = 2
 
 
 def main(argv: list[str]) -> int:
@@ -110,15 +113,20 @@ class Saver:
         if self.folder.store.exists(f"{ref.key}/{digests_name(self.job.rank)}"):
             raise SaveFailed(f"{ref.uri} holds objects of an earlier save of the same step by this attempt; a folder is never used again")
 
-    def _write(self, ref: CheckpointRef, shared: str, own: str) -> Iterator[ObjectDigests]:
-        memory = memoryview(self._map) if self._map is not None else memoryview(b"")
-        with memory:
-            for item in self._objects:
-                with memory[item["start"] : item["start"] + item["size"]] as body:
-                    yield self._publish(ref, item["name"], body)
+    def _write(self, ref: CheckpointRef, shared: str, own: str) -> list[ObjectDigests]:
+        """All of this rank's objects, two at a time: one is sent while the other is flushed."""
+        small = {f"state-{self.job.rank:05d}.json": _values(own)}
         if self.job.rank == 0:
-            yield self._publish(ref, "state.json", _values(shared))
-        yield self._publish(ref, f"state-{self.job.rank:05d}.json", _values(own))
+            small["state.json"] = _values(shared)
+        with memoryview(self._map) if self._map is not None else memoryview(b"") as memory, ThreadPoolExecutor(OBJECTS_AT_ONCE) as pool:
+            bodies = {item["name"]: memory[item["start"] : item["start"] + item["size"]] for item in self._objects} | small
+            sent = [pool.submit(self._publish, ref, name, body) for name, body in bodies.items()]
+            try:
+                return [future.result() for future in sent]
+            finally:
+                wait(sent)
+                for body in bodies.values():
+                    body.release()
 
     def _publish(self, ref: CheckpointRef, name: str, body: memoryview) -> ObjectDigests:
         """Uploads one object, digesting each block on its way, and looks whether all of it arrived."""

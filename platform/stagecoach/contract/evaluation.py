@@ -1,4 +1,4 @@
-"""What an evaluation is asked (`job.json` settings) and what it answers (`scores.json` in its job folder, `evaluation/{suite}/` of a stage).
+"""What an evaluation is asked (`job.json` settings) and what it answers: `scores.json` in its job folder, a stage's `evaluation/{suite}/`.
 
 Torch-free: flows start evaluations and reports show them. The answers themselves are JSON lines in `answers/`, pictures in `samples/`.
 """

@@ -11,6 +11,7 @@ import signal
 import sys
 from importlib.metadata import EntryPoint, entry_points
 from types import FrameType
+from typing import ClassVar
 
 import click
 
@@ -30,19 +31,22 @@ EXTRA_OF_MODULE["stagecoach_workloads"] = "train"
 EXTRA_OF_MODULE["stagecoach_flows"] = "control"
 
 
-class Commands(click.Group):
-    """The commands of all installed rooms."""
+class EntryPointGroup(click.Group):
+    """Its own commands, and those that rooms register under the entry-point group `entry_group`, loaded on use."""
+
+    entry_group: ClassVar[str]
 
     def _found(self) -> dict[str, EntryPoint]:
-        return {point.name: point for point in entry_points(group=GROUP)}
+        return {point.name: point for point in entry_points(group=self.entry_group)}
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return sorted(self._found())
+        return sorted({*super().list_commands(ctx), *self._found()})
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        own = super().get_command(ctx, cmd_name)
         point = self._found().get(cmd_name)
-        if point is None:
-            return None
+        if own is not None or point is None:
+            return own
         try:
             command: click.Command = point.load()
         except Exception as error:  # somebody else's module: whatever it raises must not take the other commands away
@@ -57,6 +61,12 @@ class Commands(click.Group):
             hint = f"did you mean `{near[0]}`?" if near else f"there are: {', '.join(known)}"
             raise click.UsageError(f"no command `{args[0]}`; {hint}")
         return super().resolve_command(ctx, args)
+
+
+class Commands(EntryPointGroup):
+    """The commands of all installed rooms."""
+
+    entry_group = GROUP
 
 
 def broken_command(point: EntryPoint, error: Exception) -> click.Command:

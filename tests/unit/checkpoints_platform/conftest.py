@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from stagecoach.contract.ledger import JobFolder
+from stagecoach.storage import StoreSettings
 
 
 @pytest.fixture
@@ -15,4 +16,4 @@ def job() -> JobFolder:
 
 @pytest.fixture
 def job_on_disk(tmp_path: Path) -> JobFolder:
-    return JobFolder.open(f"{tmp_path.as_uri()}/runs/r1/stages/00-pretrain")
+    return JobFolder.open(f"{tmp_path.as_uri()}/runs/r1/stages/00-pretrain", settings=StoreSettings(fsync=False))

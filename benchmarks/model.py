@@ -3,8 +3,9 @@
     python benchmarks/model.py [--device cpu|cuda] [--compiled] [--quick]
 
 - speed: decoder forward + backward (bf16 on CUDA, fp32 on CPU) against `transformers` of the same shape and weights, eager against
-  eager and, with --compiled, compiled against compiled; runs alternate, the ratio is of the fastest of each, since what
-  else the machine does can only slow a run down. Limit: >= 1.0.
+  eager and, with --compiled, compiled against compiled; both with the loss, both with SDPA. Rounds alternate which goes first; the
+  ratio is of the fastest of each, since what else the machine does can only slow a run down. Limit: >= 1.0. On CPU a run is
+  measured by the process' own time; medians, and the same by the wall, stand beside it.
 - memory: peak of the chunked loss, forward and backward, against logits of full size, vocabulary 32k. Limit: <= 1/4.
 - recompiles over 50 packed batches of different documents. Limit: <= 2.
 
@@ -31,7 +32,7 @@ from torch.utils._pytree import tree_leaves
 from stagecoach.contract.plan import Decoder as DecoderPlan
 from stagecoach_workloads.models.attention import build_row_mask, default_backend
 from stagecoach_workloads.models.decoder import Decoder
-from stagecoach_workloads.models.loss import CHUNK, chunked_cross_entropy
+from stagecoach_workloads.models.loss import chunked_cross_entropy
 from stagecoach_workloads.weights.layouts import decoder_pieces
 from stagecoach_workloads.weights.loading import load_pieces
 from stagecoach_workloads.weights.sources import TensorsInMemory
@@ -94,30 +95,42 @@ def speed(device: torch.device, *, compiled: bool, repeats: int) -> dict[str, ob
             layer.compile()
     tokens_BT, labels_BT = (torch.randint(0, plan.vocab_size, (B, T), device=device) for _ in range(2))
     steps = our_step(ours, tokens_BT, labels_BT), their_step(theirs, tokens_BT, labels_BT)
-    seconds: tuple[list[float], list[float]] = ([], [])
-    for _ in range(2):
-        for step in steps:
-            step()
-    for _ in range(repeats):  # alternating, so that what else the machine does hits both
-        for step, into in zip(steps, seconds, strict=True):
-            into.append(timed(step, device))
-    mine, peer = (min(each) for each in seconds)
-    medians = [statistics.median(each) for each in seconds]
-    best = {"ours_s": mine, "transformers_s": peer, "ratio": peer / mine, "ratio_of_medians": medians[1] / medians[0]}
-    return {**best, "limit": 1.0, "ok": peer / mine >= 1.0, "tokens": B * T}
-
-
-def timed(step: Callable[[], None], device: torch.device) -> float:
-    """Seconds of one step: on CUDA by the wall, the queue empty before and after; on CPU the process' own, which others do not add to."""
-    if device.type != "cuda":
-        start = time.process_time()
+    for step in (*steps, *steps):
         step()
-        return time.process_time() - start
-    torch.cuda.synchronize()
-    start = time.perf_counter()
+    rounds = [timed_round(steps, device, ours_first=bool(index % 2)) for index in range(repeats)]
+    own, wall = ([[seconds[which] for seconds in each] for each in zip(*rounds, strict=True)] for which in (0, 1))
+    mine, peer = (min(each) for each in own)
+    return {
+        "ours_s": mine, "transformers_s": peer, "ratio": peer / mine, "ratio_of_medians": ratio_of_medians(own),
+        "wall_ratio": min(wall[1]) / min(wall[0]), "wall_ratio_of_medians": ratio_of_medians(wall),
+        "limit": 1.0, "ok": peer / mine >= 1.0, "tokens": B * T, "rounds": repeats,
+    }  # fmt: skip
+
+
+def ratio_of_medians(seconds: list[list[float]]) -> float:
+    """Theirs over ours."""
+    return statistics.median(seconds[1]) / statistics.median(seconds[0])
+
+
+def timed_round(steps: tuple[Callable[[], None], ...], device: torch.device, *, ours_first: bool) -> list[tuple[float, float]]:
+    """Seconds of ours and of theirs, one after the other: what else the machine does hits both, and neither always follows the other."""
+    if ours_first:
+        return [timed(step, device) for step in steps]
+    return [timed(step, device) for step in reversed(steps)][::-1]
+
+
+def timed(step: Callable[[], None], device: torch.device) -> tuple[float, float]:
+    """Seconds of one step: the process' own, to which others do not add (the wall's on CUDA, the queue empty before and after), and the
+    wall's."""
+    cuda = device.type == "cuda"
+    if cuda:
+        torch.cuda.synchronize()
+    wall, own = time.perf_counter(), time.process_time()
     step()
-    torch.cuda.synchronize()
-    return time.perf_counter() - start
+    if cuda:
+        torch.cuda.synchronize()
+    wall, own = time.perf_counter() - wall, time.process_time() - own
+    return (wall if cuda else own), wall
 
 
 class LiveBytes(TorchDispatchMode):
@@ -162,7 +175,7 @@ def peak_bytes(step: Callable[[], None], device: torch.device) -> int:
     return counter.peak
 
 
-def memory(device: torch.device, *, positions: int = 4096, vocabulary: int = 32_000, chunk: int = CHUNK) -> dict[str, object]:
+def memory(device: torch.device, *, positions: int = 4096, vocabulary: int = 32_000, chunk: int | None = None) -> dict[str, object]:
     """Peak bytes of both losses at width 256."""
     N, D, V = positions, 256, vocabulary
     hidden_ND, weight_VD = (torch.randn(size, D, device=device, requires_grad=True) for size in (N, V))

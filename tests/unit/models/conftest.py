@@ -1,8 +1,11 @@
 """Tiny shapes and published peers that the model tests share."""
 
+import json
 import logging
 import os
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -50,3 +53,31 @@ def tiny_model(tiny_decoder: Callable[..., Decoder]) -> Callable[..., Model]:
         return Model(**{**parts, **changes})  # type: ignore[arg-type]
 
     return build
+
+
+@pytest.fixture
+def decoder_folder(tiny_model: Callable[..., Model], tmp_path: Path) -> Path:
+    """A Llama folder of the tiny decoder, at random."""
+    from stagecoach_workloads.models.build import build_model
+    from stagecoach_workloads.weights.exporting import export_decoder
+    from stagecoach_workloads.weights.sources import TensorsInMemory
+
+    plan = replace(tiny_model().decoder, added_tokens=0)
+    model = build_model(replace(tiny_model(), decoder=plan))
+    export_decoder(TensorsInMemory(model.state_dict()), plan, str(tmp_path / "hf"), layout="llama")
+    return tmp_path / "hf"
+
+
+@pytest.fixture(scope="session")
+def write_tokenizer() -> Callable[[Path, int], Path]:
+    """Puts a tokenizer.json of so many ids into a folder."""
+
+    def write(path: Path, ids: int) -> Path:
+        path.mkdir(exist_ok=True)
+        vocabulary = {f"t{i}": i for i in range(ids - 1)}
+        added = [{"id": ids - 1, "content": "<image>"}]
+        (path / "tokenizer.json").write_text(json.dumps({"model": {"vocab": vocabulary}, "added_tokens": added}))
+        (path / "tokenizer_config.json").write_text("{}")
+        return path
+
+    return write

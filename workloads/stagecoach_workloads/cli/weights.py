@@ -36,7 +36,7 @@ def inspect_command(uri: str, as_json: bool) -> None:
 @weights_group.command("import")
 @click.argument("plan")
 @click.argument("output")
-@click.option("--stage", help="Of a pipeline's plan: the stage whose model to build; the first by default.")
+@click.option("--stage", help="The stage of PLAN whose model to build; the first by default.")
 @click.option("--encoder", help="Folder of a CLIP or SigLIP model.")
 @click.option("--decoder", help="Folder of a Llama, Qwen2 or Phi-3 model.")
 @click.option("--tokenizer", help="Folder with a tokenizer.json; the decoder's by default, where it has one.")
@@ -44,7 +44,14 @@ def inspect_command(uri: str, as_json: bool) -> None:
 def import_command(
     plan: str, output: str, stage: str | None, encoder: str | None, decoder: str | None, tokenizer: str | None, seed: int
 ) -> None:
-    """Builds the model of PLAN (a plan.json) from pre-trained parts and writes it to OUTPUT."""
+    """Builds the model of PLAN from pre-trained parts and writes it to OUTPUT.
+
+    \b
+    stagecoach plan RECIPE --json > plan.json
+    stagecoach weights import plan.json OUTPUT --stage STAGE --decoder FOLDER
+
+    PLAN may also be the plan.json of a run's stage. Parts that are not given start at random.
+    """
     from stagecoach_workloads.weights.commands import import_parts
 
     for line in import_parts(plan, output, stage=stage, encoder=encoder, decoder=decoder, tokenizer=tokenizer, seed=seed):

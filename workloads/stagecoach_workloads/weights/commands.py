@@ -7,7 +7,7 @@ from stagecoach.contract.plan import Decoder as DecoderPlan
 from stagecoach.contract.plan import Model as ModelPlan
 from stagecoach.contract.plan import PipelinePlan, Pretrained, StagePlan
 from stagecoach.contract.records import decode, did_you_mean, validate
-from stagecoach.errors import ConfigError
+from stagecoach.errors import ConfigError, ContractError, NewerFormat
 from stagecoach_workloads.models.build import build_model
 from stagecoach_workloads.weights.card import ModelFacts
 from stagecoach_workloads.weights.exporting import export_decoder, export_encoder, export_model
@@ -32,25 +32,44 @@ def import_parts(
     return [line for part, report in reports.items() for line in describe_report(part, report)]
 
 
-def read_plan(uri: str, stage: str | None) -> tuple[ModelPlan, str]:
-    """The model in a plan file: a stage's `plan.json`, or a stored pipeline's.
+REPORT_FORMAT = "stagecoach.plan-report/"  # what `stagecoach plan --json` prints: plans, each with what it costs
+HOW_TO_PLAN = "make one with `stagecoach plan RECIPE --json > plan.json`, or give the plan.json of a run's stage"
 
-    Raises ConfigError when there is no such file or stage.
+
+def read_plan(uri: str, stage: str | None) -> tuple[ModelPlan, str]:
+    """The model in a plan file, and the recipe's or stage's name: what `stagecoach plan --json` printed, a stage's `plan.json`, or a
+    stored pipeline's. `stage` None: the first.
+
+    Raises ConfigError when there is no such file or stage, or the file is no plan.
     """
+    name, stages, only = _models_in(uri)
+    if only and stage not in (None, *stages):
+        raise ConfigError(f"{uri} is the plan of stage `{name}` alone, not of `{stage}`; leave --stage out, or give the recipe's plan")
+    if stage is not None and stage not in stages:
+        raise ConfigError(f"{name} has no stage `{stage}`{did_you_mean(stage, list(stages))}")
+    return stages[stage or next(iter(stages))], name
+
+
+def _models_in(uri: str) -> tuple[str, dict[str, ModelPlan], bool]:
+    """(name, model of each stage, whether it is the file of one stage)."""
     folder, _, name = (uri if "/" in uri else f"./{uri}").rpartition("/")
     body = Folder(folder).read(name)
     try:
-        kind = str(json.loads(body).get("format", ""))
-    except (ValueError, AttributeError) as error:
-        raise ConfigError(f"{uri} is no plan ({error}); give a stage's plan.json") from error
-    if kind.startswith(StagePlan.FORMAT + "/"):
-        only = decode(StagePlan, body, uri=uri)
-        return only.model, only.name
-    pipeline = decode(PipelinePlan, body, uri=uri)
-    names = [each.name for each in pipeline.stages]
-    if stage is not None and stage not in names:
-        raise ConfigError(f"{pipeline.name} has no stage `{stage}`{did_you_mean(stage, names)}")
-    return pipeline.stage(stage or names[0]).model, pipeline.name
+        loaded = json.loads(body)
+        kind = str(loaded.get("format", ""))
+        if kind.startswith(REPORT_FORMAT):
+            stages = {each["name"]: validate(ModelPlan, each["model"], where=f"{uri}: {each['name']}.model") for each in loaded["stages"]}
+            if stages:
+                return str(loaded["name"]), stages, False
+        if kind.startswith(StagePlan.FORMAT + "/"):
+            only = decode(StagePlan, body, uri=uri)
+            return only.name, {only.name: only.model}, True
+        pipeline = decode(PipelinePlan, body, uri=uri)
+        return pipeline.name, {each.name: each.model for each in pipeline.stages}, False
+    except NewerFormat as error:
+        raise ConfigError(str(error)) from error
+    except (ValueError, AttributeError, KeyError, TypeError, RecursionError, ContractError) as error:
+        raise ConfigError(f"{uri} is no plan ({error}); {HOW_TO_PLAN}") from error
 
 
 def describe_report(part: str, report: LoadReport) -> list[str]:

@@ -54,6 +54,7 @@ class Batch:
     sample_ids: list[list[str]]
     bad: list[BadSample] = field(default_factory=list)
     num_samples: int = 0
+    document_sources: list[list[int]] = field(default_factory=list)  # a row: number of the source of each document id
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,6 +142,7 @@ class _Filling:
         self.regions: list[tuple[int, int, int, int]] = []
         self.pairs: list[tuple[int, int, int]] = []
         self.sample_ids: list[list[str]] = []
+        self.document_sources: list[list[int]] = []
         self.bad: list[BadSample] = []
         self.samples = 0
         self._at = self._document = 0
@@ -148,6 +150,7 @@ class _Filling:
     def begin_row(self) -> None:
         self._at = self._document = 0
         self.sample_ids.append([])
+        self.document_sources.append([])
 
     def skip(self, row: int, document: Document, label: str, bad: BadSample) -> None:
         """Leaves padding of the planned size."""
@@ -162,7 +165,9 @@ class _Filling:
         first, size = document.start, document.stop - document.start
         span = slice(self._at, self._at + size)
         self.tokens[row, span] = ids[first : document.stop]
+        before = self._document
         self._write_labels(row, span, ids[first : document.stop], targets[first : document.stop], starts, first)
+        self.document_sources[-1] += [document.source] * (self._document - before)
         self._place_images(row, document)
         self.kept.extend(places)
         self.sample_ids[row].append(label)
@@ -243,4 +248,5 @@ class _Filling:
             sample_ids=self.sample_ids,
             bad=self.bad,
             num_samples=self.samples,
+            document_sources=self.document_sources,
         )

@@ -1,8 +1,8 @@
 """Encoded images to tiles: uint8, resized from a scaled decode straight into the batch's memory. Normalising is the device's.
 
 Tiles lie in memory as height x width x 3 (PyTorch's channels_last), which is how decoders write: no plane is ever copied apart.
-Strong shrinking averages areas, slight shrinking is bilinear, growing is bicubic (OpenCV: several times faster than Pillow here, and
-bit-identical from run to run).
+Strong shrinking averages areas, slight shrinking is bilinear (softened first where needed), growing is bicubic (OpenCV: several times
+faster than Pillow here, and bit-identical from run to run).
 """
 
 import numpy as np
@@ -11,9 +11,9 @@ from stagecoach_workloads.data.dataset import ContentError
 from stagecoach_workloads.data.images import ImageRefused, decode, image_info
 from stagecoach_workloads.models.splitting import Fit, Tiling
 
-# Up to this factor bilinear interpolation is within 0.5 dB of averaging areas (PSNR against Pillow's antialiased bicubic of the whole
-# image, both sets of benchmarks/data_decode.py) and takes a sixth of its time. After a scaled decode nearly every image is below it.
-SLIGHT = 1.6
+# Bilinear interpolation of pixels blurred along each side that shrinks by more than _SOFTEN is, up to _SLIGHT, within 0.5 dB of averaging
+# areas (PSNR against Pillow's antialiased bicubic of the whole image) in a fifth of its time: workloads/decisions, "Scaled decode".
+_SOFTEN, _SLIGHT = 1.4, 2.8
 
 
 def tiles_of(body: bytes, tiling: Tiling) -> np.ndarray:
@@ -72,16 +72,25 @@ def resize_into(pixels: np.ndarray, out: np.ndarray) -> None:
     if pixels.shape[:2] == (height, width):
         out[:] = pixels
         return
-    down, across = pixels.shape[0] / height, pixels.shape[1] / width
-    if max(down, across) > SLIGHT:
-        if min(down, across) < 1:  # averaging needs both sides to shrink: the side that grows waits
-            pixels = cv2.resize(pixels, (min(width, pixels.shape[1]), min(height, pixels.shape[0])), interpolation=cv2.INTER_AREA)
-            method = cv2.INTER_CUBIC
-        else:
-            method = cv2.INTER_AREA
-    else:
-        method = cv2.INTER_LINEAR if max(down, across) > 1 else cv2.INTER_CUBIC
+    pixels, method = _prepared(pixels, width, height)
     if out.flags.c_contiguous:
         cv2.resize(pixels, (width, height), dst=out, interpolation=method)
     else:
         out[:] = cv2.resize(pixels, (width, height), interpolation=method)
+
+
+def _prepared(pixels: np.ndarray, width: int, height: int) -> tuple[np.ndarray, int]:
+    """Pixels and the method by which they become width x height without a fine pattern turning into a coarse one."""
+    import cv2
+
+    down, across = pixels.shape[0] / height, pixels.shape[1] / width
+    if max(down, across) <= 1:
+        return pixels, cv2.INTER_CUBIC
+    if max(down, across) > _SLIGHT:
+        if min(down, across) >= 1:
+            return pixels, cv2.INTER_AREA
+        # averaging needs both sides to shrink: the side that grows waits
+        shrunk = min(width, pixels.shape[1]), min(height, pixels.shape[0])
+        return cv2.resize(pixels, shrunk, interpolation=cv2.INTER_AREA), cv2.INTER_CUBIC
+    kernel = (3 if across > _SOFTEN else 1, 3 if down > _SOFTEN else 1)
+    return (cv2.GaussianBlur(pixels, kernel, 0) if max(kernel) > 1 else pixels), cv2.INTER_LINEAR

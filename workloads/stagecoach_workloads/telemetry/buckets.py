@@ -14,11 +14,11 @@ NAMES: tuple[str, ...] = (*get_args(Bucket), OTHER)
 class Buckets:
     """Every moment belongs to the innermost open bucket. For one thread, the one that trains."""
 
-    def __init__(self, *, clock: Callable[[], float] = time.perf_counter, init_s: float = 0.0) -> None:
-        """`init_s`: what had passed before, counted as init."""
+    def __init__(self, *, clock: Callable[[], float] = time.perf_counter, init_s: float = 0.0, restore_s: float = 0.0) -> None:
+        """`init_s`, `restore_s`: what had passed before, counted as that."""
         self._clock = clock
         self._seconds = dict.fromkeys(NAMES, 0.0)
-        self._seconds["init"] = init_s
+        self._seconds |= {"init": init_s, "restore": restore_s}
         self._open: list[str] = []
         self._since = clock()
 

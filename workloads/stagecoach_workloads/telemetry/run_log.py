@@ -48,15 +48,17 @@ class RunLog:
         flops: Callable[[Sequence[Batch]], float] | None,
         tokens: int = 0,
         images: int = 0,
+        restore_s: float = 0.0,
         out: int = 1,
         files: Files | None = None,
     ) -> None:
         """`flops` counts the work of one rank's batches (`counts.flops_of(plan)`). `tokens` and `images`: trained on before `start_step`.
+        `restore_s`: of the time since this process began, which is init, what went into restoring before there was a log.
         `out`: the descriptor that lines go to; `files`: where TensorBoard's events go, by default $STAGECOACH_LOCAL_DIR/tensorboard."""
         self._context, self._steps, self._count_flops = context, steps, flops
         self._is_first = context.rank == 0
         self._step, self._tokens, self._images = start_step, tokens, images
-        self._buckets = Buckets(init_s=seconds_since_start())
+        self._buckets = Buckets(init_s=max(0.0, seconds_since_start() - restore_s), restore_s=restore_s)
         self._speed = Speed(steps=steps, peak_flops=peak_flops(plan, context.world_size))
         self._out = out
         self._lines: Background[bytes] = Background("progress-lines", self._write_line, budget=LINES_BYTES)
@@ -137,6 +139,11 @@ class RunLog:
         self._sink.background.flush(CLOSE_S)
         self._tell_lost()
         self._lines.flush(CLOSE_S)
+
+    def flush(self, timeout_s: float) -> bool:
+        """Waits until every sink took what it was given; False where one did not within `timeout_s`."""
+        is_written = self._sink.background.flush(timeout_s)
+        return self._lines.flush(timeout_s) and is_written
 
     @property
     def lost(self) -> int:

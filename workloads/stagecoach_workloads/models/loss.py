@@ -22,6 +22,7 @@ class TokenLoss(NamedTuple):
 
     loss_sum: Tensor  # fp32 scalar: cross-entropy and z-loss
     num_targets: Tensor  # int64 scalar
+    each_N: Tensor | None = None  # detached: each position's cross-entropy, 0 where nothing is predicted. For logs by category
 
 
 def chunked_cross_entropy(
@@ -36,8 +37,15 @@ def chunked_cross_entropy(
     if torch.is_autocast_enabled(hidden_ND.device.type):
         compute = torch.get_autocast_dtype(hidden_ND.device.type)
         hidden_ND, weight_VD = hidden_ND.to(compute), weight_VD.to(compute)
-    loss_sum: Tensor = _ChunkedCrossEntropy.apply(hidden_ND, weight_VD, labels_N, z_loss, chunk)  # type: ignore[no-untyped-call]
-    return TokenLoss(loss_sum, (labels_N != IGNORE_INDEX).sum())
+    loss_sum: Tensor
+    each_N: Tensor
+    loss_sum, each_N = _ChunkedCrossEntropy.apply(hidden_ND, weight_VD, labels_N, z_loss, chunk)  # type: ignore[no-untyped-call]
+    return TokenLoss(loss_sum, (labels_N != IGNORE_INDEX).sum(), each_N)
+
+
+def at_least_fp32(logits: Tensor) -> Tensor:
+    """fp64 stays: what is checked to nine digits is computed so."""
+    return logits if logits.dtype == torch.float64 else logits.float()
 
 
 def default_chunk(device: torch.device) -> int:
@@ -67,19 +75,23 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     """Takes both gradients in the forward pass; backward multiplies them by the incoming scalar."""
 
     @staticmethod
-    def forward(ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, labels_N: Tensor, z_loss: float, chunk: int) -> Tensor:
+    def forward(ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, labels_N: Tensor, z_loss: float, chunk: int) -> tuple[Tensor, Tensor]:
         wants_hidden, wants_weight = ctx.needs_input_grad[:2]
-        total = torch.zeros((), dtype=torch.float32, device=hidden_ND.device)
+        precise = torch.promote_types(hidden_ND.dtype, torch.float32)
+        each_N = torch.empty(hidden_ND.shape[0], dtype=precise, device=hidden_ND.device)
+        z_sum = torch.zeros((), dtype=precise, device=hidden_ND.device)
         grad_hidden = torch.empty_like(hidden_ND) if wants_hidden else None
         fill = torch.empty_like if hidden_ND.shape[0] else torch.zeros_like  # the first chunk fills it, when there is one
-        grad_weight = fill(weight_VD, dtype=torch.float32) if wants_weight else None
+        grad_weight = fill(weight_VD, dtype=precise) if wants_weight else None
         for start in range(0, hidden_ND.shape[0], chunk):
             rows = slice(start, start + chunk)
             into = None if grad_hidden is None else grad_hidden[rows]
-            total += _one_chunk(hidden_ND[rows], weight_VD, labels_N[rows], z_loss, into, grad_weight, first=start == 0)
+            each_N[rows], z = _one_chunk(hidden_ND[rows], weight_VD, labels_N[rows], z_loss, into, grad_weight, first=start == 0)
+            z_sum += z
         ctx.save_for_backward(grad_hidden, grad_weight)
         ctx.weight_dtype = weight_VD.dtype
-        return total
+        ctx.mark_non_differentiable(each_N)
+        return each_N.sum() + z_sum, each_N
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
@@ -92,28 +104,29 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 
 def _scaled(grad: Tensor, scale: Tensor) -> Tensor:
     """In place where the type allows it: one of them is as large as the head."""
-    return grad.mul_(scale) if grad.dtype == torch.float32 else (grad.float() * scale).to(grad.dtype)
+    return grad.mul_(scale) if grad.dtype in (torch.float32, torch.float64) else (grad.float() * scale).to(grad.dtype)
 
 
 def _one_chunk(
     hidden_CD: Tensor, weight_VD: Tensor, labels_C: Tensor, z_loss: float,
     grad_hidden: Tensor | None, grad_weight: Tensor | None, *, first: bool,
-) -> Tensor:  # fmt: skip
-    """Returns the chunk's loss and adds its gradients. A function of its own, so that its logits are gone before the next chunk's."""
-    logits_CV = F.linear(hidden_CD, weight_VD).float()
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Returns the chunk's cross-entropies and z-loss, and adds its gradients. A function of its own, so that its logits are gone before
+    the next chunk's."""
+    logits_CV = at_least_fp32(F.linear(hidden_CD, weight_VD))
     wants_gradient = grad_hidden is not None or grad_weight is not None
-    loss, scores_CV = _loss_and_gradient(logits_CV, labels_C, z_loss, wants_gradient=wants_gradient)
+    loss_C, z, scores_CV = _loss_and_gradient(logits_CV, labels_C, z_loss, wants_gradient=wants_gradient)
     scores_CV = scores_CV.to(weight_VD.dtype)
     if grad_hidden is not None:
         torch.mm(scores_CV, weight_VD, out=grad_hidden)
     if grad_weight is not None:
         _accumulate(grad_weight, scores_CV, hidden_CD, first=first)
-    return loss
+    return loss_C, z
 
 
-def _loss_and_gradient(logits_CV: Tensor, labels_C: Tensor, z_loss: float, *, wants_gradient: bool) -> tuple[Tensor, Tensor]:
-    """Returns the chunk's summed loss and its gradient by the logits, in the logits' memory: a second tensor of C x V costs as much
-    time as a GEMM of narrow models, and half the peak."""
+def _loss_and_gradient(logits_CV: Tensor, labels_C: Tensor, z_loss: float, *, wants_gradient: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns loss_C, the sum of their z-losses, and the gradient of both by the logits, in the logits' memory: a second tensor of C x V
+    costs as much time as a GEMM of narrow models, and half the peak."""
     real_C = labels_C != IGNORE_INDEX
     safe_C1 = labels_C.where(real_C, 0)[:, None]
     top_C1 = logits_CV.amax(-1, keepdim=True)
@@ -121,11 +134,12 @@ def _loss_and_gradient(logits_CV: Tensor, labels_C: Tensor, z_loss: float, *, wa
     sum_C1 = logits_CV.exp_().sum(-1, keepdim=True)
     log_sum_C1 = sum_C1.log()
     lse_C1 = log_sum_C1 + top_C1
-    loss = (z_loss * lse_C1.square() + log_sum_C1 - chosen_C1).where(real_C[:, None], 0).sum()
+    loss_C = (log_sum_C1 - chosen_C1)[:, 0].where(real_C, 0)
+    z = (z_loss * lse_C1.square())[:, 0].where(real_C, 0).sum()
     if wants_gradient:
         logits_CV.mul_(real_C[:, None] * (1 + 2 * z_loss * lse_C1) / sum_C1)
         logits_CV.scatter_add_(1, safe_C1, -real_C[:, None].to(logits_CV.dtype))
-    return loss, logits_CV
+    return loss_C, z, logits_CV
 
 
 def _accumulate(grad_weight: Tensor, scores_CV: Tensor, hidden_CD: Tensor, *, first: bool) -> None:

@@ -31,6 +31,7 @@ class ModelOutput:
     loss_sum: Tensor | None = None  # fp32 scalar over this call's targets; divide by the global number of targets, once
     num_targets: Tensor | None = None  # int64 scalar
     cross_entropy_sum: Tensor | None = None  # detached: the loss without router losses
+    token_losses_BT: Tensor | None = None  # detached: each position's cross-entropy, 0 where nothing is predicted
     router: RouterLosses | None = None
     log_probs_BT: Tensor | None = None
     logits_BTV: Tensor | None = None  # B1V for "last_logits"
@@ -180,8 +181,9 @@ class MultimodalModel(nn.Module):
             auxiliary = moe.load_balance_weight * router.load_balance + moe.router_z_weight * router.router_z
             loss_sum = loss_sum + auxiliary * token_loss.num_targets
         return ModelOutput(
-            loss_sum=loss_sum, num_targets=token_loss.num_targets, cross_entropy_sum=token_loss.loss_sum.detach(), router=router
-        )
+            loss_sum=loss_sum, num_targets=token_loss.num_targets, cross_entropy_sum=token_loss.loss_sum.detach(),
+            token_losses_BT=None if token_loss.each_N is None else token_loss.each_N.view_as(labels_BT), router=router,
+        )  # fmt: skip
 
 
 def seen_patches(

@@ -8,7 +8,7 @@ import torch
 from torch.distributed.device_mesh import DeviceMesh
 
 from stagecoach.contract.identity import model_fingerprint
-from stagecoach.contract.plan import StagePlan
+from stagecoach.contract.plan import DatasetRef, StagePlan
 from stagecoach.costs.load import stage_steps
 from stagecoach.errors import ConfigError, DataError
 from stagecoach_workloads.data.plan.open import OpenData, open_data
@@ -86,6 +86,12 @@ def open_stage_data(plan: StagePlan, model: MultimodalModel) -> OpenData:
 def build_feed(data: OpenData, state: TrainState, rank: int, world_size: int) -> Feed:
     """The rank's steps from where `state` is."""
     return Feed(StepLoader(data, rank=rank, world_size=world_size, start=state.data_step, state=state.data))
+
+
+def sources_of(plan: StagePlan, data: OpenData) -> list[DatasetRef]:
+    """The data plan's sources, in its order, as the plan describes them."""
+    by_name = {dataset.name: dataset for dataset in plan.data.datasets}
+    return [by_name[source.name] for source in data.plan.sources]
 
 
 def resolve_steps(plan: StagePlan, data: OpenData) -> int:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from stagecoach.contract.plan import StagePlan
+from stagecoach.contract.plan import DatasetRef, StagePlan
 from stagecoach.errors import Diverged
 from stagecoach_workloads.checkpoints import Checkpoints
 from stagecoach_workloads.data.work.collate import BadSample, Batch
@@ -37,6 +37,7 @@ class Run:
     log: RunLog
     feed: Feed
     steps: int
+    sources: Sequence[DatasetRef]  # of the data plan, in its order
     validate: Callable[[TrainState], Mapping[str, float]] | None = None  # by category; None when the plan asks for none
     check_replicas: Callable[[TrainState], None] = lambda _state: None  # raises when ranks that must be equal are not
     bad: list[BadSample] = field(default_factory=list)  # on this rank, in this attempt
@@ -65,7 +66,7 @@ class Run:
         with self.log.bucket("compute"):
             gradients = compute_gradients(
                 self.state, fed.loaded.batches, num_targets=max(1, totals.targets),
-                max_grad_norm=self.plan.optimizer.max_grad_norm, device=self.world.device,
+                max_grad_norm=self.plan.optimizer.max_grad_norm, sources=self.sources, device=self.world.device,
             )  # fmt: skip
             decision = self.state.guard.decide(gradients.loss, gradients.grad_norm)
             if decision == "take":
@@ -175,14 +176,13 @@ class Run:
     def rewind(self, bad_step: int) -> None:
         """Goes back to the last good checkpoint; the data goes on behind the window that led here."""
         self.checkpoints.wait()
-        ref = self.checkpoints.latest()
-        if ref is None:
-            raise Diverged(
-                f"step {bad_step}: {self.state.guard.reason}, and there is no checkpoint yet to go back to; lower optimizer.peak_lr"
-            )
         with self.log.bucket("restore"):
             guard, data = self.state.guard.state(), self.state.data
-            values = self.checkpoints.load(ref, self.state.tensors())
+            values = self.checkpoints.restore(self.state.tensors())
+            if values is None:
+                raise Diverged(
+                    f"step {bad_step}: {self.state.guard.reason}, and there is no checkpoint yet to go back to; lower optimizer.peak_lr"
+                )
             self.state.take_up(values.shared)
             self.state.guard.load_state(guard)
             self.state.guard.rewound(from_step=bad_step, to_step=self.state.step)

@@ -1,15 +1,22 @@
 """One attempt at a stage, from the first look at plan.json to the last commit."""
 
+import json
 import time
 from collections.abc import Mapping
 
 import torch.distributed as dist
 
-from stagecoach.contract.identity import identity_hash
+from stagecoach.checkpoints.listing import CheckpointRef
+from stagecoach.checkpoints.manifest import read_manifest
+from stagecoach.contract.identity import identity_fields, identity_hash
 from stagecoach.contract.job import ObjectRef, TrainResult
+from stagecoach.contract.ledger import JobFolder
 from stagecoach.contract.plan import StagePlan
+from stagecoach.contract.records import leaves
 from stagecoach.errors import CheckpointError
+from stagecoach.storage import NotFound
 from stagecoach_workloads.checkpoints import Checkpoints
+from stagecoach_workloads.checkpoints.agreement import from_rank_0
 from stagecoach_workloads.outcomes import is_peer_error
 from stagecoach_workloads.parallel.mesh import build_mesh, mesh_axes
 from stagecoach_workloads.rank import RankContext, Stopped
@@ -25,12 +32,14 @@ from stagecoach_workloads.train.assemble import (
     open_stage_data,
     read_plan,
     resolve_steps,
+    sources_of,
 )  # fmt: skip
 from stagecoach_workloads.train.loop import Run, restore_random_state
 from stagecoach_workloads.train.rendezvous import choose_device, meet
 from stagecoach_workloads.train.starts import begin
 from stagecoach_workloads.train.state import TrainState, weights_digest
 
+SHOWN = 10  # differing fields in an error
 STOP_NEWS_S = 1.0  # a peer that left because it was stopped may be heard of before our own signal is
 
 
@@ -58,7 +67,7 @@ def _run_stage(context: RankContext) -> None:
         restore_or_begin(context, plan, state, checkpoints)
     log = RunLog(context, plan, steps=steps, start_step=state.step, flops=flops_of(plan), tokens=state.tokens, images=state.images)
     feed = build_feed(data, state, world.rank, world.world_size)
-    run = Run(context, plan, world, state, checkpoints, log, feed, steps)
+    run = Run(context, plan, world, state, checkpoints, log, feed, steps, sources_of(plan, data))
     try:
         if state.step >= steps:
             log.event("nothing_to_do", {"step": state.step, "steps": steps})
@@ -89,11 +98,10 @@ def restore_or_begin(context: RankContext, plan: StagePlan, state: TrainState, c
     reached("restore", 0)
     context.heartbeat(step=0, phase="restore")
     began = time.monotonic()
-    ref = checkpoints.latest()
-    values = checkpoints.load(ref, state.tensors()) if ref is not None else None
-    checkpoints.committed_step = ref.step if ref is not None else 0
+    refuse_other_plan(context, plan, checkpoints)
+    values = checkpoints.restore(state.tensors())
     if values is None:
-        begin(state.model, plan)
+        begin(state.model, plan, checkpoints)
         how = restore_random_state(state, None, plan, context.rank)
         told: Mapping[str, object] = {"from": plan.init.kind, "random": how}
     else:
@@ -102,6 +110,36 @@ def restore_or_begin(context: RankContext, plan: StagePlan, state: TrainState, c
         told = {"from": f"step {state.step}", "random": how}
     context.event("started", {**told, "seconds": round(time.monotonic() - began, 3)}, step=state.step)
     context.heartbeat(step=state.step, phase="restore", committed_step=checkpoints.committed_step)
+
+
+def refuse_other_plan(context: RankContext, plan: StagePlan, checkpoints: Checkpoints) -> None:
+    """Raises CheckpointError, on all ranks, that says field by field how the newest checkpoint's plan differs from plan.json (B47)."""
+
+    def check() -> bytes:
+        ref = checkpoints.latest()
+        if ref is not None:
+            check_same_plan(context.job, ref, plan)
+        return b""
+
+    from_rank_0(check)
+
+
+def check_same_plan(job: JobFolder, ref: CheckpointRef, plan: StagePlan) -> None:
+    """Compares what decides the weights. A checkpoint that cannot be read is left to `restore`."""
+    try:
+        manifest, _ = read_manifest(job, ref)
+        if manifest.identity == identity_hash(plan):
+            return
+        there = json.loads(job.store.read(f"{ref.key}/state.json"))["values"]["plan"]
+    except (CheckpointError, NotFound, ValueError, KeyError, TypeError):
+        return
+    here, before = leaves(identity_fields(plan)), leaves(there)
+    differing = [path for path in sorted({*here, *before}) if here.get(path) != before.get(path)]
+    changed = [f"{path} was {before.get(path)} and is {here.get(path)}" for path in differing]
+    more = f"; and {len(changed) - SHOWN} more" if len(changed) > SHOWN else ""
+    raise CheckpointError(
+        f"{ref.uri} was trained with another plan: {'; '.join(changed[:SHOWN])}{more}. Set them back to go on, or `stagecoach fork` the run"
+    )
 
 
 def leave_result(context: RankContext, run: Run, fingerprints: Mapping[str, str]) -> None:

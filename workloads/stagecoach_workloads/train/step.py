@@ -1,5 +1,6 @@
 """One optimizer step: gradients of the mean loss over all ranks' target tokens, judged before the weights move."""
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -7,6 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from stagecoach.contract.plan import DatasetRef
 from stagecoach_workloads.data.work.collate import IGNORE_INDEX, PADDING_DOCUMENT, Batch
 from stagecoach_workloads.models.join import check_placeholders
 from stagecoach_workloads.models.multimodal import ModelOutput
@@ -30,49 +32,92 @@ class LossSums:
 
     NAMES = ("loss", "cross_entropy", "router_load_balance", "router_z")
 
-    def __init__(self, device: torch.device) -> None:
-        self._sums = torch.zeros(len(self.NAMES), dtype=torch.float64, device=device)
+    def __init__(self, sources: Sequence[DatasetRef], device: torch.device, *, has_z: bool) -> None:
+        """`sources` are the data plan's, in its order."""
+        self._sources, self._device, self._has_z, self._has_router = sources, device, has_z, False
+        self._sums = torch.zeros(len(self.NAMES) + 2 * len(sources), dtype=torch.float64, device=device)
 
-    def add(self, output: ModelOutput) -> None:
+    def add(self, output: ModelOutput, batch: Batch) -> None:
         """Means over a microbatch's tokens are weighted by its targets, as in the loss."""
         assert output.loss_sum is not None
         assert output.cross_entropy_sum is not None
         assert output.num_targets is not None
         router = output.router
         weighted = [router.load_balance.detach() * output.num_targets, router.router_z.detach() * output.num_targets] if router else []
+        self._has_router = router is not None
         values = [output.loss_sum.detach(), output.cross_entropy_sum, *weighted]
         self._sums[: len(values)] += torch.stack([value.to(torch.float64) for value in values])
+        if output.token_losses_BT is not None:
+            self._add_by_source(output.token_losses_BT, batch)
 
-    def reduce(self, extra: Tensor, num_targets: int) -> tuple[dict[str, float], float]:
-        """(means over all ranks' targets, `extra`, which is equal on all ranks already). Waits for the device, once a step."""
+    def _add_by_source(self, token_losses_BT: Tensor, batch: Batch) -> None:
+        counted_BT = batch.labels_BT != IGNORE_INDEX
+        source_N = source_of_positions(batch)[counted_BT].to(self._device, non_blocking=True)
+        loss_N = token_losses_BT[counted_BT.to(self._device)].to(torch.float64)
+        first = len(self.NAMES)
+        self._sums.index_add_(0, first + source_N, loss_N)
+        self._sums.index_add_(0, first + len(self._sources) + source_N, torch.ones_like(loss_N))
+
+    def reduce(self, grad_norm: Tensor, num_targets: int) -> Gradients:
+        """Over all ranks. `grad_norm` is equal on them already; it comes along so that the device is waited for once a step."""
         dist.all_reduce(self._sums)
-        *sums, norm = torch.cat([self._sums, extra.to(self._sums).reshape(1)]).tolist()
-        return dict(zip(self.NAMES, (value / num_targets for value in sums), strict=True)), norm
+        *values, norm = torch.cat([self._sums, grad_norm.to(self._sums).reshape(1)]).tolist()
+        first, count = len(self.NAMES), len(self._sources)
+        loss, entropy, balance, router_z = (value / num_targets for value in values[:first])
+        sums, counts = values[first:][:count], values[first + count :]
+        losses = means_by_label(self._sources, sums, counts)
+        if self._has_z:
+            losses["z"] = entropy - sum(sums) / num_targets
+        if self._has_router:
+            losses |= {"router_load_balance": balance, "router_z": router_z}
+        return Gradients(loss=loss, losses=losses, grad_norm=norm)
+
+
+def means_by_label(sources: Sequence[DatasetRef], sums: Sequence[float], counts: Sequence[float]) -> dict[str, float]:
+    """Mean cross-entropy per target by kind and by category of the source; those without a target are left out."""
+    totals: defaultdict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
+    for source, loss, count in zip(sources, sums, counts, strict=True):
+        for label in (f"kind/{source.kind}", f"category/{source.category}"):
+            totals[label][0] += loss
+            totals[label][1] += count
+    return {label: loss / count for label, (loss, count) in totals.items() if count}
+
+
+def source_of_positions(batch: Batch) -> Tensor:
+    """source_BT: the number of the source that each position's document came from; 0 where there is none, which has no target."""
+    longest = max((len(row) for row in batch.document_sources), default=0)
+    table = torch.tensor([[*row, *[0] * (longest - len(row)), 0] for row in batch.document_sources], dtype=torch.int64)
+    return table.gather(1, batch.document_ids_BT % (longest + 1)) if len(table) else torch.zeros_like(batch.document_ids_BT)
 
 
 def compute_gradients(
-    state: TrainState, batches: Sequence[Batch], *, num_targets: int, max_grad_norm: float, device: torch.device
+    state: TrainState,
+    batches: Sequence[Batch],
+    *,
+    num_targets: int,
+    max_grad_norm: float,
+    sources: Sequence[DatasetRef],
+    device: torch.device,
 ) -> Gradients:
     """Forward and backward of this rank's microbatches; gradients are summed over ranks and clipped.
 
     `num_targets` is the count over all ranks: the loss is divided once, so it does not matter how rows were dealt. Every rank must bring
     the same number of batches; one without rows brings padding (`with_rows`).
     """
-    sums = LossSums(device)
+    sums = LossSums(sources, device, has_z=state.model.z_loss > 0)
     for number, batch in enumerate(batches):
         set_last_microbatch(state.model, is_last=number == len(batches) - 1)
+        batch = with_rows(batch)
         output = forward(state, batch, device)
         assert output.loss_sum is not None
-        sums.add(output)
+        sums.add(output, batch)
         torch.autograd.backward(output.loss_sum / num_targets)
     grad_norm = clip_grad_norm(state.model.parameters(), max_grad_norm)
-    losses, norm = sums.reduce(grad_norm, num_targets)
-    return Gradients(loss=losses["loss"], losses=losses, grad_norm=norm)
+    return sums.reduce(grad_norm, num_targets)
 
 
 def forward(state: TrainState, batch: Batch, device: torch.device) -> ModelOutput:
     """The model on one microbatch."""
-    batch = with_rows(batch)
     if device.type != "cpu" and state.model.image_token is not None:
         check_placeholders(batch.tokens_BT, batch.image_slots, image_token=state.model.image_token, sample_ids=batch.sample_ids)
     output = state.model(
@@ -99,6 +144,7 @@ def with_rows(batch: Batch) -> Batch:
         labels_BT=torch.full(shape, IGNORE_INDEX, dtype=torch.int64),
         document_ids_BT=torch.full(shape, PADDING_DOCUMENT, dtype=torch.int64),
         positions_BT=torch.zeros(shape, dtype=torch.int64),
+        document_sources=[[]],
     )
 
 

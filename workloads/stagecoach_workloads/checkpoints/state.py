@@ -74,6 +74,11 @@ def dtype_name(tensor: Tensor) -> str:
     return _NAMES[tensor.dtype]
 
 
+def torch_dtype(name: str) -> torch.dtype:
+    """The type that safetensors calls so. A manifest that was read knows no other names."""
+    return _DTYPES[name]
+
+
 def local_box(name: str, tensor: Tensor, rank: int) -> LocalBox:
     """This rank's box. Raises CheckpointError for a placement that is neither replicated nor sharded."""
     if not isinstance(tensor, DTensor):

@@ -133,6 +133,45 @@ def test_a_whole_model_comes_back_equal(
     assert settings["tokens_per_image"] == 4
 
 
+def test_an_export_over_an_older_one_leaves_nothing_of_it(tiny_model: Callable[..., Model], tmp_path: Path) -> None:
+    plan, target = tiny_model(), str(tmp_path / "out")
+    first, second = random_model(plan), build_model(plan, seed=9)
+    export_model(TensorsInMemory(first.state_dict()), plan, target, facts=FACTS, shard_bytes=30_000)  # several shards and an index
+    export_model(TensorsInMemory(second.state_dict()), plan, target, facts=FACTS)
+    assert [path.name for path in (tmp_path / "out").glob("model*")] == ["model.safetensors"]
+    assert all(torch.equal(load_model(target).state_dict()[name], tensor) for name, tensor in second.state_dict().items())
+
+
+def test_an_export_that_was_cut_off_is_no_model_and_is_written_again(tiny_model: Callable[..., Model], tmp_path: Path) -> None:
+    plan, target = tiny_model(), str(tmp_path / "out")
+    model = random_model(plan)
+
+    class Dies(TensorsInMemory):
+        def read(self, name: str, start: int = 0, stop: int | None = None) -> torch.Tensor:
+            if name == "decoder.norm.weight":
+                raise InterruptedError
+            return super().read(name, start, stop)
+
+    export_model(TensorsInMemory(model.state_dict()), plan, target, facts=FACTS)
+    with pytest.raises(InterruptedError):
+        export_model(Dies(model.state_dict()), plan, target, facts=FACTS, shard_bytes=30_000)
+    with pytest.raises(ConfigError, match=r"config.json does not exist"):
+        load_model(target)
+    export_model(TensorsInMemory(model.state_dict()), plan, target, facts=FACTS)
+    assert all(torch.equal(load_model(target).state_dict()[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_an_export_spares_its_source_and_other_models(tiny_model: Callable[..., Model], decoder_folder: Path) -> None:
+    plan = tiny_model()
+    before = {path.name: path.read_bytes() for path in decoder_folder.iterdir() if path.is_file()}
+    with pytest.raises(ConfigError, match=r"holds another model \(its config.json differs\); give a new folder"):
+        export_model(TensorsInMemory(build_model(plan).state_dict()), plan, str(decoder_folder), facts=FACTS)
+    decoder = replace(plan.decoder, added_tokens=0)
+    with SafetensorsFolder(str(decoder_folder)) as source, pytest.raises(ConfigError, match="is where the weights come from"):
+        export_decoder(source, decoder, str(decoder_folder), layout="llama")
+    assert {path.name: path.read_bytes() for path in decoder_folder.iterdir() if path.is_file()} == before
+
+
 def test_upcycling_from_a_dense_checkpoint_equals_it(tiny_model: Callable[..., Model], tmp_path: Path) -> None:
     plan = tiny_model()
     plan = replace(plan, decoder=replace(plan.decoder, tied_embeddings=False))

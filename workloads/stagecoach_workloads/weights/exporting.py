@@ -1,5 +1,6 @@
 """Weights out: a whole model as a folder with all it needs, or its parts in Hugging Face layouts. Written shard by shard."""
 
+import json
 import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, replace
@@ -39,13 +40,7 @@ def export_model(
     names = list(source.shapes())
     if any(".lora_" in name for name in names):
         raise ConfigError(f"{source.uri} has low-rank adapters; merge them first (stagecoach_workloads.models.lora.merge_lora)")
-    folder = Folder(target)
-    if tokenizer is not None:
-        copy_tokenizer(Folder(tokenizer), folder, plan.decoder)
-    write_shards(folder, ((name, source.read(name)) for name in names), shard_bytes)
     plan = replace(plan, lora=None)
-    folder.publish_json("preprocessor_config.json", processor_settings(plan))
-    folder.publish("README.md", model_card(plan, facts).encode())
     config = {
         "format": f"{MODEL_FORMAT}/{MODEL_VERSION}",
         "architectures": ["StagecoachMultimodalModel"],
@@ -53,7 +48,31 @@ def export_model(
         "model": to_plain(plan),
         "training": {name: value for name, value in asdict(facts).items() if value},
     }
+    folder = open_target(target, config, source.uri)
+    if tokenizer is not None:
+        copy_tokenizer(Folder(tokenizer), folder, plan.decoder)
+    write_shards(folder, ((name, source.read(name)) for name in names), shard_bytes)
+    folder.publish_json("preprocessor_config.json", processor_settings(plan))
+    folder.publish("README.md", model_card(plan, facts).encode())
     folder.publish_json("config.json", config)
+
+
+def open_target(uri: str, config: dict[str, Any], source_uri: str) -> Folder:
+    """The folder to write to, without what an export that was cut off, or one of the same configuration, left there: a stale index
+    would name stale shards. Its config.json goes first, so that no half-written folder looks whole.
+
+    Raises ConfigError when the weights come from there, or another model is there.
+    """
+    folder = Folder(uri)
+    if folder.uri == source_uri:
+        raise ConfigError(f"{uri} is where the weights come from; give another folder to write to")
+    there = folder.present()
+    if "config.json" in there and folder.read_json("config.json") != json.loads(json.dumps(config)):
+        raise ConfigError(f"{uri} holds another model (its config.json differs); give a new folder, or remove this one")
+    stale = [name for name in there if name == INDEX or name.endswith(".safetensors")]
+    for name in ("config.json", *stale):
+        folder.delete(name)
+    return folder
 
 
 def export_encoder(
@@ -65,9 +84,10 @@ def export_encoder(
     """
     if plan.feature_layer not in (-1, plan.layers):
         raise ConfigError(f"model.encoder.feature_layer={plan.feature_layer}: layers after it were never built, so the tower is not whole")
-    folder = Folder(target)
+    config = encoder_to_config(plan)
+    folder = open_target(target, config, source.uri)
     write_shards(folder, _encoder_tensors(source, plan, prefix), shard_bytes)
-    folder.publish_json("config.json", encoder_to_config(plan))
+    folder.publish_json("config.json", config)
 
 
 def export_decoder(
@@ -83,12 +103,12 @@ def export_decoder(
     """Writes a language model that `transformers` loads as Llama, Qwen2 or Phi-3. Raises ConfigError for what the layout cannot hold."""
     if plan.moe is not None:
         raise ConfigError(f"layout {layout!r} has no experts (model.decoder.moe is set); export the whole model instead")
-    pieces = decoder_pieces(plan, layout)
-    folder = Folder(target)
+    pieces, config = decoder_pieces(plan, layout), decoder_to_config(plan, layout)
+    folder = open_target(target, config, source.uri)
     if tokenizer is not None:
         copy_tokenizer(Folder(tokenizer), folder, plan)
     write_shards(folder, fuse(source, pieces, prefix), shard_bytes)
-    folder.publish_json("config.json", decoder_to_config(plan, layout))
+    folder.publish_json("config.json", config)
 
 
 def fuse(source: TensorSource, pieces: list[Piece], prefix: str) -> NamedTensors:

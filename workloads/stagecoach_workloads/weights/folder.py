@@ -19,9 +19,13 @@ class Folder:
         self._local = Path(self.uri.removeprefix("file://")) if self.uri.startswith("file://") else None
         self._store = open_store(self.uri)
 
+    def present(self) -> list[str]:
+        """Files directly in the folder, sorted; none when it does not exist."""
+        return sorted(info.key for info in self._store.list() if "/" not in info.key)
+
     def names(self) -> list[str]:
         """Files directly in the folder, sorted. Raises ConfigError when there are none."""
-        names = sorted(info.key for info in self._store.list() if "/" not in info.key)
+        names = self.present()
         if not names:
             raise ConfigError(f"{self.uri} does not exist or is empty; give a folder with config.json and *.safetensors")
         return names
@@ -54,6 +58,10 @@ class Folder:
             for start in range(0, size, COPY_BYTES):
                 file.write(self._store.read_ranges(name, [(start, min(COPY_BYTES, size - start))])[0])
         return target
+
+    def delete(self, name: str) -> None:
+        """Removes a file, if it is there."""
+        self._store.delete(name)
 
     def publish(self, name: str, body: bytes) -> None:
         """Writes a file so that a reader sees all of it or none."""

@@ -22,7 +22,8 @@ _RELIEF = 16  # taken steps that make up for one bad step
 class GuardSettings:
     """Part of how the trainer works, not of a plan: only runs that go wrong notice them."""
 
-    spike_factor: float = 5.0  # times the running median (ByteRobust's alarm)
+    loss_factor: float = 5.0  # times the running median (ByteRobust's alarm)
+    norm_factor: float = 10.0  # twice that: norms have long tails, and clipping bounds what a large one does
     least_rise: float = 1.0  # nats by which a loss must also rise: near zero five times is nothing
     history: int = 32  # taken steps whose median is the usual
     warm_up: int = 100  # taken steps before spikes are judged: at first loss and norm fall many times over
@@ -106,10 +107,10 @@ class Guard:
             return f"loss={loss:g} and grad_norm={grad_norm:g}: not finite"
         if self._taken < self.settings.warm_up or not self._losses:
             return None
-        usual_loss, usual_norm, factor = median(self._losses), median(self._norms), self.settings.spike_factor
-        if loss > factor * usual_loss and loss > usual_loss + self.settings.least_rise:
+        usual_loss, usual_norm = median(self._losses), median(self._norms)
+        if loss > (factor := self.settings.loss_factor) * usual_loss and loss > usual_loss + self.settings.least_rise:
             return f"loss={loss:.4g} is over {factor:g} times the usual {usual_loss:.4g}"
-        if grad_norm > factor * usual_norm and grad_norm > self._max_grad_norm:
+        if grad_norm > (factor := self.settings.norm_factor) * usual_norm and grad_norm > self._max_grad_norm:
             return f"grad_norm={grad_norm:.4g} is over {factor:g} times the usual {usual_norm:.4g}"
         return None
 

@@ -47,7 +47,7 @@ class Checkpoints:
         self, context: RankContext, *, identity: str, mesh: Mapping[str, int], fingerprints: Mapping[str, str],
         keep: int, keep_every_steps: int | None, settings: CheckpointSettings | None = None,
     ) -> None:  # fmt: skip
-        """Starts the saving process. Raises OSError when settings.staging_dir cannot be written."""
+        """The saving process starts with `restore`, or the first `save`. Raises OSError when settings.staging_dir cannot be written."""
         self.committed_step = 0
         self._context, self._identity, self._mesh = context, identity, dict(mesh)
         self._fingerprints, self._settings = dict(fingerprints), settings or CheckpointSettings()
@@ -66,7 +66,9 @@ class Checkpoints:
         self._skips = 0
         self._layout: Layout | None = None
         self._reports: deque[Report] = deque()
-        self._link = SaverLink(self._saver_job(keep, keep_every_steps), self._take)
+        self._keep, self._keep_every_steps = keep, keep_every_steps
+        self._link: SaverLink | None = None
+        self._is_idle = True  # the saving process
 
     # --- saving
 
@@ -81,13 +83,17 @@ class Checkpoints:
         shared, own = as_json(state.shared, "shared values"), as_json(state.own, "this rank's own values")
         self._wait_while_in_flight(None)
         self._poll()
+        link = self._start_saver()
         reached("staging", step)
         self._context.event("phase", "staging", step=step)
         self._saved_step = self._in_flight = step
         self._began = time.monotonic()
+        self._is_idle = False
         self._staged.clear()
         after = _ready_event()
-        self._stager = threading.Thread(target=self._stage, args=(step, state, shared, own, after), name="checkpoint-stage", daemon=True)
+        self._stager = threading.Thread(
+            target=self._stage, args=(link, step, state, shared, own, after), name="checkpoint-stage", daemon=True
+        )
         self._stager.start()
 
     def before_update(self) -> float:
@@ -136,6 +142,7 @@ class Checkpoints:
         if restored is not None:
             self.committed_step = restored.step
             self._saved_step = restored.step
+        self._start_saver()
         self._preparing = threading.Thread(target=self._prepare, args=(into,), name="checkpoint-prepare", daemon=True)
         self._preparing.start()
         return restored
@@ -145,9 +152,9 @@ class Checkpoints:
         for thread in (self._preparing, self._stager):
             if thread is not None:
                 thread.join()
-        if self._in_flight is None:
+        if self._link is not None and self._in_flight is None and not self._is_idle:
             self._link.close()
-        else:
+        elif self._link is not None:
             self._link.kill()
         self._buffer.close()
 
@@ -173,7 +180,7 @@ class Checkpoints:
         with contextlib.suppress(*HARMLESS, StagecoachError):  # the save itself will say it
             self._buffer.reserve(build_layout(state, self._context.rank).size)
 
-    def _stage(self, step: int, state: CheckpointState, shared: str, own: str, after: Any) -> None:
+    def _stage(self, link: SaverLink, step: int, state: CheckpointState, shared: str, own: str, after: Any) -> None:
         """In a thread: copies the state and orders the upload."""
         if self._preparing is not None:
             self._preparing.join()
@@ -181,11 +188,11 @@ class Checkpoints:
             layout = build_layout(state, self._context.rank)
             self._buffer.copy(layout, after)
             if self._layout is None or layout.entries != self._layout.entries:
-                self._link.send(_layout_order(layout))
+                link.send(_layout_order(layout))
             self._layout = layout
-            self._link.send(SaveOrder(step=step, shared=shared, own=own))
+            link.send(SaveOrder(step=step, shared=shared, own=own))
         except HARMLESS as error:
-            self._link.send(SaveOrder(step=step, skip=f"rank {self._context.rank} could not copy its state to host memory: {error}"))
+            link.send(SaveOrder(step=step, skip=f"rank {self._context.rank} could not copy its state to host memory: {error}"))
         except BaseException as error:
             self._take(Report(kind="failed", step=step, text=str(error), error=type(error).__name__))
         finally:
@@ -206,6 +213,8 @@ class Checkpoints:
                 step = self._in_flight
                 self._in_flight = None
                 self._error = self._error or _error_of(report, step)
+            if report.kind in ("idle", "skipped", "failed", "gone"):
+                self._is_idle = True
             self._changed.notify_all()
 
     def _poll(self) -> None:
@@ -237,12 +246,19 @@ class Checkpoints:
         beat = self._context.last_beat
         self._context.heartbeat(step=beat.step, phase=beat.phase)
 
-    def _saver_job(self, keep: int, keep_every_steps: int | None) -> SaverJob:
+    def _start_saver(self) -> SaverLink:
+        """Once; from the main thread, since the process dies with the thread that made it."""
+        if self._link is None:
+            self._link = SaverLink(self._saver_job(), self._take)
+        return self._link
+
+    def _saver_job(self) -> SaverJob:
         context, settings = self._context, self._settings
         return SaverJob(
             job_uri=context.job.uri, attempt=context.attempt, rank=context.rank, world_size=context.world_size,
             identity=self._identity, mesh=self._mesh, fingerprints=self._fingerprints,
-            versions={"stagecoach": __version__, "torch": torch.__version__}, keep=keep, keep_every_steps=keep_every_steps,
+            versions={"stagecoach": __version__, "torch": str(torch.__version__)}, keep=self._keep,
+            keep_every_steps=self._keep_every_steps,
             commit_deadline_s=settings.commit_deadline_s, poll_s=settings.poll_s, nice=settings.nice,
             store=asdict(settings.store), descriptor=self._buffer.descriptor,
         )  # fmt: skip

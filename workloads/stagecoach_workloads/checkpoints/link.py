@@ -57,7 +57,8 @@ class SaverLink:
         self._socket.close()
 
     def kill(self) -> None:
-        """At once: what it writes is of no use any more."""
+        """At once: it is idle, or what it writes is of no use any more."""
+        self._is_closing = True
         self._process.kill()
         self.close()
 

@@ -82,9 +82,7 @@ def _named(uri: str) -> FoundParent:
     told = job.stage()
     ref_of_stage = checkpoint_at(told.checkpoint.uri)[1] if told is not None else latest(job)
     if ref_of_stage is None:
-        raise ConfigError(
-            f"--from-checkpoint {uri}: no committed checkpoint there; name the folder of a stage or of a checkpoint"
-        )
+        raise ConfigError(f"--from-checkpoint {uri}: no committed checkpoint there; name the folder of a stage or of a checkpoint")
     return FoundParent(job=job, ref=ref_of_stage, told=told)
 
 

@@ -17,7 +17,7 @@ from stagecoach.contract.ledger import JobFolder, Runs
 from stagecoach.contract.names import job_name
 from stagecoach.contract.plan import Parent, StagePlan
 from stagecoach.errors import CheckpointError, RunFailed
-from stagecoach.launch.submit import settle, submit_job, wait_job
+from stagecoach.launch.submit import POLL_S, settle, submit_job, wait_job
 from stagecoach.site import Site
 from stagecoach.stages.differences import refuse_other_plan
 from stagecoach.stages.parent import Depth, checkpoint_at
@@ -41,6 +41,7 @@ class StageTask:
     after_fatal: bool = False  # run again after 40-49: the cause was removed
     on_state: Callable[[JobState], None] = field(default=lambda _: None)
     on_poll: Callable[[JobFolder], None] = field(default=lambda _: None)
+    poll_s: float = POLL_S
 
     @property
     def folder(self) -> JobFolder:
@@ -113,7 +114,9 @@ def trained(task: StageTask, launcher: Launcher) -> TrainResult:
         attempts = len(folder.attempt_numbers())
         handle = submit_job(launcher, folder, launch_spec(task), after_fatal=after_fatal)
         number = folder.submissions()[-1].submission
-        state = wait_job(launcher, folder, handle, number, on_state=task.on_state, on_poll=lambda: task.on_poll(folder))
+        state = wait_job(
+            launcher, folder, handle, number, poll_s=task.poll_s, on_state=task.on_state, on_poll=lambda: task.on_poll(folder)
+        )  # fmt: skip
         if state.phase == Phase.CANCELLED:
             raise RunFailed(f"{handle.name} was cancelled; run the same command again to go on", run_id=task.run.run_id, log_uri=folder.uri)
         if state.phase == Phase.FAILED and state.exit_code not in (ExitCode.RETRY, ExitCode.STOPPED):

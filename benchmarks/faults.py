@@ -1,7 +1,7 @@
 """Faults on real processes, many times: how long until the job works again, is the exit code right, is anything left behind?
 
-    python benchmarks/faults.py --kills 50 --json workloads/results/faults.json
-    python benchmarks/faults.py --kills 5 --only kills --ranks 2
+    python benchmarks/faults.py --kills 20 --json FILE          everything, about 15 minutes; writes workloads/results/faults.md
+    python benchmarks/faults.py --kills 5 --only kills --ranks 2    a part of it; writes no page, unless --markdown names one
 
 Budgets (architecture.md section 11, reliability.md section 8): worker crash -> first new step in place 2 ranks <= 4 s p95, 4 ranks <= 7 s;
 hang -> first new step <= 20 s p95 at a deadline of 10 s; class right in 100 % of >= 50 tries; orphans 0. They are for two cores that do
@@ -14,6 +14,7 @@ import json
 import math
 import os
 import random
+import shlex
 import signal
 import statistics
 import subprocess
@@ -26,8 +27,10 @@ from typing import Any
 
 import psutil
 
+from faults_table import ROOT, write_table
 from stagecoach.testing.supervised import STEP, SupervisedJob, expected_state
 
+PAGE = ROOT / "workloads" / "results" / "faults.md"
 HANG_S = 10.0
 WARM_S = 5.0  # after the first step the next agent is warmed; who is killed sooner pays for it
 SCRATCH = tempfile.TemporaryDirectory(prefix="faults-")
@@ -37,6 +40,7 @@ COUNTED = {  # fault -> the kind its attempt must end with
     "return": "crashed", "memory": "out_of_memory", "store_gone": "store_gone", "loader_killed": "crashed",
 }  # fmt: skip
 FATAL = {"bad_config": 40, "bad_data": 41, "bad_checkpoint": 42, "diverged": 43}
+VICTIMS = ("supervisor", "agent", "rank", "child", "sweeper", "guard", "sweeper and supervisor")
 HANGS = ("sigstop", "hold_gil", "livelock", "spin")
 
 
@@ -45,7 +49,7 @@ def main() -> int:
     random.seed(arguments.seed)
     sections: dict[str, Callable[[], dict[str, Any]]] = {
         "kills": lambda: {f"{ranks} ranks": kills(ranks, arguments.kills) for ranks in arguments.ranks},
-        "hangs": lambda: hangs(max(1, arguments.kills // 8)),
+        "hangs": lambda: hangs(max(1, arguments.kills // 20)),
         "classes": classes,
         "orphans": lambda: orphans(max(1, arguments.kills // 10)),
         "rendezvous": lambda: kills_at_init(max(2, arguments.kills // 5)),
@@ -60,6 +64,10 @@ def main() -> int:
     if arguments.json:
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
         arguments.json.write_text(json.dumps(figures, indent=1, sort_keys=True) + "\n")
+    page = arguments.markdown or (None if arguments.only else PAGE)
+    if page:
+        write_table(page, figures, command(arguments))
+        print(f"written: {page}")
     return 0 if all(is_met(value) for value in figures.values()) else 1
 
 
@@ -69,8 +77,16 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--ranks", type=int, nargs="+", default=[2, 4])
     parser.add_argument("--only", nargs="+", choices=["kills", "hangs", "classes", "orphans", "rendezvous", "stops"])
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=Path, help="the figures, as one JSON object")
+    parser.add_argument("--markdown", type=Path, help=f"the table; when everything is run it is {PAGE.relative_to(ROOT)} without this")
     return parser.parse_args()
+
+
+def command(arguments: argparse.Namespace) -> str:
+    """What to type for such a page; not where this one's files went, which is nobody else's."""
+    words = ["python", "benchmarks/faults.py", "--kills", str(arguments.kills)]
+    words += ["--only", *arguments.only] if arguments.only else []
+    return shlex.join([*words, "--ranks", *map(str, arguments.ranks), "--seed", str(arguments.seed)])
 
 
 def is_met(value: Any) -> bool:
@@ -208,28 +224,32 @@ def orphans(rounds: int) -> dict[str, Any]:
     """F03, F14, F55: SIGKILL of each process of the tree; what is left 2 s later, and does the next start work?"""
     left: list[str] = []
     clean, tries = 0, 0
-    for _, victim in itertools.product(range(rounds), ("supervisor", "agent", "rank", "child", "sweeper")):
+    for _, victim in itertools.product(range(rounds), VICTIMS):
         tries += 1
         faults = [{"kind": "leak_child", "rank": 0, "step": 1, "attempt": 1}]
         job = start({"steps": 60, "step_s": 0.05, "loaders": 1, "faults": faults})
         supervisor = job.start()
         job.wait_step(6)
-        choose(job, victim).kill()
-        if victim != "supervisor":
+        for name in victim.split(" and "):
+            choose(job, name).kill()
+        if "supervisor" not in victim:
             time.sleep(1.5)  # the supervisor sees to it, or starts another sweeper; then it is killed as well
             supervisor.kill()
         left += [f"{victim}: {name}" for name in job.leftovers(2.0)]
         job.start()
         clean += job.wait() == 0 and check_exact(job, 2)
-    return {"tries": tries, "left": left, "clean_starts": clean, "met": not left and clean == tries}
+    return {"tries": tries, "victims": VICTIMS, "left": left, "clean_starts": clean, "met": not left and clean == tries}
 
 
 def choose(job: SupervisedJob, victim: str) -> psutil.Process:
     rank = job.rank_process(1)
     if victim == "child":
-        return next(child for child in rank.children() if "resource_tracker" not in " ".join(child.cmdline()))
+        helpers = ("resource_tracker", "contract/tree.py")
+        return next(child for child in rank.children() if not any(helper in " ".join(child.cmdline()) for helper in helpers))
     if victim == "sweeper":
         return next(process for process in job.processes() if "stagecoach.supervisor.sweeper" in process.cmdline())
+    if victim == "guard":
+        return next(child for child in rank.children() if any(word.endswith("contract/tree.py") for word in child.cmdline()))
     return {"supervisor": psutil.Process(job.supervisors[0].pid), "agent": psutil.Process(rank.ppid()), "rank": rank}[victim]
 
 

@@ -14,6 +14,7 @@ class ExitCode(IntEnum):
     INCOMPATIBLE_CHECKPOINT = 42
     DIVERGED = 43
     NO_PROGRESS = 44
+    OUT_OF_TIME = 45  # the launch spec's max_seconds is over
     RETRY = 75  # crash, hang, peer lost or store gone: retried, counted (sysexits.h EX_TEMPFAIL)
     STOPPED = 143  # by the platform (128 + SIGTERM): retried, never counted
 

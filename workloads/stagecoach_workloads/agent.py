@@ -10,9 +10,7 @@ import os
 import sys
 from pathlib import Path
 
-from stagecoach_workloads.processes import die_with_parent, parent_from_environment
-
-SUPERVISOR_PID = "STAGECOACH_SUPERVISOR_PID"
+from stagecoach_workloads.processes import SUPERVISOR_PID, die_with_parent, parent_from_environment
 
 
 def main() -> int:

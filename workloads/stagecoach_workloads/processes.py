@@ -1,11 +1,19 @@
 """How processes of a job are tied to each other: nobody outlives its parent (Linux, prctl(2))."""
 
+import contextlib
 import ctypes
 import os
 import signal
+import subprocess
+import sys
 import threading
+from pathlib import Path
 
+from stagecoach.contract import tree
 from stagecoach.contract.names import whole_number
+from stagecoach.contract.tree import TREE
+
+SUPERVISOR_PID = "STAGECOACH_SUPERVISOR_PID"  # in the environment of agents and ranks
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_PTRACER = 0x59616D61
@@ -38,6 +46,21 @@ def let_children_die_too() -> None:
     os.register_at_fork(before=before, after_in_child=in_child)
 
 
+def keep_guard(local_dir: Path) -> None:
+    """Starts this rank's guard (`stagecoach.contract.tree`), which ends what we start by exec when our supervisor and its sweeper are
+    killed at once. Without a supervisor, or where no process can be started, there is none: it is the last of several means."""
+    global _guard
+    token, supervisor = os.environ.get(TREE), parent_from_environment(SUPERVISOR_PID)
+    if token is None or supervisor is None:
+        return
+    environment = {name: value for name, value in os.environ.items() if name != TREE}  # guards do not sweep each other
+    command = [sys.executable, "-I", "-S", str(tree.__file__), token, str(local_dir.parent), str(supervisor)]
+    with contextlib.suppress(OSError):
+        _guard = subprocess.Popen(
+            command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        )
+
+
 def let_supervisor_look() -> None:
     """Allows py-spy of the supervisor, which is no direct parent, where Yama restricts ptrace; elsewhere it does nothing."""
     _prctl(_PR_SET_PTRACER, _PR_SET_PTRACER_ANY)
@@ -54,3 +77,4 @@ def _prctl(option: int, value: ctypes.c_ulong) -> None:
 
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
+_guard: "subprocess.Popen[bytes] | None" = None  # holds its standard input open for as long as we live

@@ -26,7 +26,7 @@ from stagecoach.contract.names import whole_number
 from stagecoach.errors import ConfigError
 from stagecoach_workloads.events import EventPipe
 from stagecoach_workloads.outcomes import Stopped, outcome_of
-from stagecoach_workloads.processes import die_with_parent, let_children_die_too, let_supervisor_look, parent_from_environment
+from stagecoach_workloads.processes import die_with_parent, keep_guard, let_children_die_too, let_supervisor_look, parent_from_environment
 
 __all__ = ["RankContext", "Stopped", "main"]
 
@@ -126,6 +126,7 @@ def main(argv: list[str]) -> NoReturn:
     except ConfigError as error:
         print(error, file=sys.stderr)
         os._exit(error.job_exit_code)
+    keep_guard(local_dir)
     _send_output_to(log_path(local_dir, rank))
     faulthandler.enable()
     stop = _StopFlag()

@@ -14,6 +14,7 @@ Why = Literal["first", "restart", "resubmitted", "preempted", "retry"]  # why th
 Ending = Literal[
     "done", "stopped", "preempted", "cancelled", "crashed", "hung", "peer_lost", "store_gone", "out_of_memory",
     "bad_config", "bad_data", "incompatible_checkpoint", "diverged", "no_progress", "found_dead", "rendezvous_failed",
+    "out_of_time",
 ]  # fmt: skip
 
 

@@ -42,7 +42,7 @@ class LaunchSpec(Record):
     image: str | None = None
     code_uri: str | None = None
     grace_s: Count = 30
-    max_seconds: Count | None = None
+    max_seconds: Count | None = None  # of running, since a supervisor started; then the ranks may save, and the job ends with 45
     environment: Mapping[str, str] = field(default_factory=dict)
     secrets: tuple[SecretRef, ...] = ()
     queue: str | None = None

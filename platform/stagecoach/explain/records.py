@@ -54,6 +54,7 @@ class Cause(StrEnum):
     INCOMPATIBLE_CHECKPOINT = "incompatible_checkpoint"
     DIVERGED = "diverged"
     NO_PROGRESS = "no_progress"
+    OUT_OF_TIME = "out_of_time"
     TRAINED = "trained"  # the last attempt is done, stage.json is not written yet
     STAGE_FINISHED = "stage_finished"  # and the next stage is not started
     FINISHED = "finished"

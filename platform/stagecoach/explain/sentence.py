@@ -216,6 +216,7 @@ CAUSES: dict[Cause, Callable[[Explanation], str]] = {
     Cause.INCOMPATIBLE_CHECKPOINT: _refused("its checkpoint does not fit"),
     Cause.DIVERGED: _refused("training diverged past its policy"),
     Cause.NO_PROGRESS: _no_progress,
+    Cause.OUT_OF_TIME: _refused("its time is over"),
     Cause.TRAINED: _trained,
     Cause.STAGE_FINISHED: _stage_finished,
     Cause.FINISHED: _finished,
@@ -299,6 +300,7 @@ def _change(said: Explanation) -> str:
         Cause.BAD_CONFIG: "correct the setting and start it again",
         Cause.BAD_DATA: "mend or replace the data and start it again",
         Cause.INCOMPATIBLE_CHECKPOINT: "start from another checkpoint or in a new run",
+        Cause.OUT_OF_TIME: "give it more time and start it again",
         Cause.DIVERGED: "fork the run from an earlier checkpoint with other settings",
     }.get(said.cause, "mend what fails and start it again")
     return f"it is not retried: {remedy}"

@@ -7,7 +7,7 @@ bucket, which knows their attempt; the file has those that are not shipped yet (
 
 import re
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 POLL_S = 0.1
 SEGMENT_POLL_S = 0.5
 SUPERVISOR_RANK = -1
+PIECE_BYTES = 4 << 20
+KEPT_LINES = 20_000  # of each rank; segments are cut every 15 s or MiB
 NO_ATTEMPT = 0  # of a supervisor's own file, which is not cut by attempt
 _RANKS_LINE = re.compile(r"\[rank (\d+)\] ")
 
@@ -44,29 +46,57 @@ def follow_file(path: Path, is_growing: Callable[[], bool]) -> Iterator[str]:
             yield rest
 
 
+class Tail:
+    """The last lines of a rank that stand in a node's file, and how many there were: those not shipped yet are among them."""
+
+    def __init__(self) -> None:
+        self.lines: deque[str] = deque(maxlen=KEPT_LINES)
+        self.count = 0
+
+    def add(self, line: str) -> None:
+        self.lines.append(line)
+        self.count += 1
+
+    def after(self, shipped: int) -> list[str]:
+        """What came after the first `shipped` lines, as far as it is kept."""
+        missing = min(len(self.lines), max(0, self.count - shipped))
+        return list(self.lines)[len(self.lines) - missing :]
+
+
 class NodeLogs:
-    """What the nodes' files say: new lines of supervisors since the last look, and every line of a rank, counted."""
+    """What the nodes' files say: new lines of supervisors since the last look, and the last lines of every rank. Files may be long."""
 
     def __init__(self, paths: list[Path]) -> None:
         self.places = dict.fromkeys(paths, 0)
-        self.ranks: dict[int, list[str]] = {}
+        self.ranks: dict[int, Tail] = {}
 
     def new_lines(self, *, is_last: bool = False) -> Iterator[str]:
         """Supervisors' own lines. A line without an end waits, but for the last look."""
-        for path, place in self.places.items():
-            try:
-                with path.open("rb") as file:
-                    file.seek(place)
-                    body = file.read()
-            except FileNotFoundError:
-                continue
-            whole = body if is_last else body[: body.rfind(b"\n") + 1]
-            self.places[path] = place + len(whole)
-            for line in whole.decode("utf-8", "replace").removesuffix("\n").split("\n") if whole else ():
-                if match := _RANKS_LINE.match(line):
-                    self.ranks.setdefault(int(match[1]), []).append(line[match.end() :])
-                else:
-                    yield line
+        for path in self.places:
+            for body in self._new_pieces(path, is_last=is_last):
+                for line in body.decode("utf-8", "replace").removesuffix("\n").split("\n"):
+                    if match := _RANKS_LINE.match(line):
+                        self.ranks.setdefault(int(match[1]), Tail()).add(line[match.end() :])
+                    else:
+                        yield line
+
+    def _new_pieces(self, path: Path, *, is_last: bool) -> Iterator[bytes]:
+        """Whole lines, about PIECE_BYTES at a time; a longer line is cut."""
+        try:
+            file = path.open("rb")
+        except FileNotFoundError:
+            return
+        with file:
+            file.seek(self.places[path])
+            while body := file.read(PIECE_BYTES):
+                end = body.rfind(b"\n") + 1
+                if not end and len(body) < PIECE_BYTES and not is_last:
+                    return
+                is_end = is_last and len(body) < PIECE_BYTES
+                whole = body if is_end or not end else body[:end]
+                self.places[path] += len(whole)
+                file.seek(self.places[path])
+                yield whole
 
 
 def job_lines(
@@ -93,7 +123,7 @@ def job_lines(
     newest = max(job.attempt_numbers(), default=NO_ATTEMPT) if job and local.ranks else NO_ATTEMPT
     for number in sorted(local.ranks):
         if rank in (None, number):
-            for text in local.ranks[number][shipped[number] :]:
+            for text in local.ranks[number].after(shipped[number]):
                 yield LogLine(attempt=newest, rank=number, text=text)
 
 

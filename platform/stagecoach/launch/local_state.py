@@ -26,6 +26,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
+from stagecoach.constants import ExitCode
 from stagecoach.contract.plan import Count, WholeNumber
 from stagecoach.contract.records import Stored, decode, encode
 from stagecoach.errors import ClusterUnavailable, ConfigError, ContractError
@@ -102,7 +103,8 @@ class NodeFiles:
             return NodeView(self.index, "running" if self.path("json").exists() else "starting")
         ended = read_json(self.path("exit"))
         if ended is not None:
-            return NodeView(self.index, "ended", int(ended.get("code", 75)), str(ended.get("reason", "")))
+            code = ended.get("code")
+            return NodeView(self.index, "ended", code if type(code) is int else int(ExitCode.RETRY), str(ended.get("reason", "")))
         was_there = self.path("started").exists() or self.path("json").exists()
         return NodeView(self.index, "dead" if was_there else "absent")
 

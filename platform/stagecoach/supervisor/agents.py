@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from stagecoach.supervisor.sweeper import TREE
+from stagecoach.contract.tree import TREE
 
 AGENT_MODULE = "stagecoach_workloads.agent"  # by name: this room never imports torch, nor the other room
 

@@ -8,19 +8,20 @@ import json
 import os
 from pathlib import Path
 
-import psutil
-
 
 def write_started(prefix: Path) -> None:
     """Says who runs this node. Raises OSError."""
+    import psutil
+
     _path(prefix, "exit").unlink(missing_ok=True)
     _write(_path(prefix, "json"), {"pid": os.getpid(), "started": psutil.Process().create_time()})
 
 
-def write_exit(prefix: Path, code: int, reason: str) -> None:
-    """The last thing a supervisor does. On a full disk the launcher learns less, and that is all."""
-    with contextlib.suppress(OSError):
-        _write(_path(prefix, "exit"), {"code": code, "reason": reason})
+def note_exit(code: int, reason: str) -> None:
+    """The last thing a supervisor does that a local launcher started. On a full disk the launcher learns less, and that is all."""
+    if prefix := os.environ.get("STAGECOACH_LOCAL_STATE"):
+        with contextlib.suppress(OSError):
+            _write(_path(Path(prefix), "exit"), {"code": code, "reason": reason})
 
 
 def _path(prefix: Path, suffix: str) -> Path:

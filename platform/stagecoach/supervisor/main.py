@@ -3,7 +3,6 @@
 import asyncio
 import os
 import shutil
-import signal
 import sys
 import time
 from typing import NoReturn
@@ -13,19 +12,20 @@ from stagecoach.contract.job import AttemptEnd, AttemptStart, NodeJoined, Progre
 from stagecoach.contract.launch import LaunchSpec
 from stagecoach.contract.ledger import JobFolder
 from stagecoach.contract.records import validate
+from stagecoach.contract.tree import sweep
 from stagecoach.errors import ClusterUnavailable, ConfigError, StagecoachError
 from stagecoach.log import configure, logger
+from stagecoach.supervisor import signals
 from stagecoach.supervisor.attempt import NodeAttempt
 from stagecoach.supervisor.claims import claim_next, now
 from stagecoach.supervisor.http import HttpServer
-from stagecoach.supervisor.local_state import write_exit, write_started
+from stagecoach.supervisor.local_state import note_exit, write_started
 from stagecoach.supervisor.node import Node, build_node, tree_prefix
 from stagecoach.supervisor.outcome import Verdict
 from stagecoach.supervisor.processes import become_subreaper, kill_descendants
 from stagecoach.supervisor.progress import build_progress
 from stagecoach.supervisor.rendezvous import Leader, Link, Peer, find_leader
 from stagecoach.supervisor.settings import SupervisorSettings, read_settings
-from stagecoach.supervisor.sweeper import sweep
 from stagecoach.supervisor.waiting import StopRequested, unless_stopped
 
 BUCKET_S = 10.0  # how long an end may wait for the bucket; a successor writes it otherwise
@@ -41,11 +41,11 @@ def main() -> NoReturn:
         settings = read_settings()
     except ConfigError as error:
         logger.error(str(error))
+        note_exit(error.job_exit_code, str(error))
         sys.exit(error.job_exit_code)
     code, reason = run(settings)
     logger.info(f"exit {code}: {reason}")
-    if settings.local_state is not None:
-        write_exit(settings.local_state, code, reason)
+    note_exit(code, reason)
     sys.stdout.flush()
     os._exit(code)  # threads may still wait for a bucket; the ledger is written, and nothing else is of value here
 
@@ -92,36 +92,34 @@ async def supervise(settings: SupervisorSettings) -> tuple[int, str]:
     """Attempts, one after another as long as they may be restarted in place."""
     stop = asyncio.Event()
     stopped_at: list[float] = []
-    listen_to_signals(stop, stopped_at)
+
+    def on_stop(at: float) -> None:
+        if not stop.is_set():  # the job's time may have been over before
+            stopped_at.append(at)
+            stop.set()
+
+    signals.listen(on_stop)
     job = JobFolder.open(settings.job_uri)
     spec = await unless_stopped(stop, read_spec, job, settings)
     node = build_node(settings, job, spec)
     node.stop = stop
     node.stopped_at = stopped_at
+    node.limit_time()
     server = HttpServer(node.answer)
     try:
         node.keep_sweeper()
         node.agents.warm()
         node.port = await listen(server, node)
         return await attempts(node)
+    except StopRequested:
+        ended = node.as_ended(Verdict(kind="stopped", exit_code=ExitCode.STOPPED, message="stopped before anything ran"))
+        return ended.exit_code, ended.message
     finally:
         node.log.close()
         patience_s = node.patience_s(FLUSH_S)
         await asyncio.gather(asyncio.to_thread(node.shipper.flush, patience_s), asyncio.to_thread(node.tensorboard.flush, patience_s))
         await server.close()
         shutil.rmtree(node.folder, ignore_errors=True)
-
-
-def listen_to_signals(stop: asyncio.Event, stopped_at: list[float]) -> None:
-    """SIGTERM and SIGINT set `stop` and note the moment, once."""
-
-    def on_signal() -> None:
-        if not stop.is_set():
-            stopped_at.append(time.monotonic())
-            stop.set()
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, on_signal)
 
 
 def read_spec(job: JobFolder, settings: SupervisorSettings) -> LaunchSpec:
@@ -214,11 +212,14 @@ async def run_attempt(node: Node, start: AttemptStart, link: Link) -> tuple[Verd
     except ConfigError as error:
         verdict = Verdict(kind="bad_config", exit_code=error.job_exit_code, message=str(error))
         return verdict, build_progress(start.attempt, {}, committed_step=start.resumed_from_step, first_step=start.resumed_from_step)
-    return await attempt.run(), await attempt.last_progress(node.patience_s(2.0))
+    return node.as_ended(await attempt.run()), await attempt.last_progress(node.patience_s(2.0))
 
 
 def exit_code(own: Verdict, whole: Verdict) -> int:
-    """A node exits with its own cause. What was only a consequence is 75, or 143 when the platform's stop came by another node."""
+    """A node exits with its own cause. What was only a consequence is 75, or 143 when the platform's stop came by another node; when the
+    time is over for one node it is for all."""
+    if own.exit_code == ExitCode.STOPPED and whole.exit_code == ExitCode.OUT_OF_TIME:
+        return ExitCode.OUT_OF_TIME
     if own.exit_code in (ExitCode.DONE, ExitCode.STOPPED):
         return own.exit_code if whole.exit_code in (ExitCode.DONE, ExitCode.STOPPED) else ExitCode.RETRY
     if own.is_weak and whole.exit_code == ExitCode.STOPPED:

@@ -7,22 +7,24 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from stagecoach.constants import ExitCode
 from stagecoach.contract.job import Progress
 from stagecoach.contract.launch import LaunchSpec
 from stagecoach.contract.ledger import SUPERVISOR, JobFolder
+from stagecoach.contract.tree import SHM_LIST
 from stagecoach.errors import ConfigError
 from stagecoach.log import logger
 from stagecoach.supervisor.agents import WarmAgents
 from stagecoach.supervisor.http import Request, Response
 from stagecoach.supervisor.logs import Shipper, SupervisorLog, Tee
 from stagecoach.supervisor.metrics import CONTENT_TYPE, build_registry, render
+from stagecoach.supervisor.outcome import Verdict
 from stagecoach.supervisor.processes import Reaper, kill_descendants, remove_shm
 from stagecoach.supervisor.rendezvous import Leader
 from stagecoach.supervisor.settings import SupervisorSettings
-from stagecoach.supervisor.sweeper import SHM_LIST
 from stagecoach.supervisor.tensorboard import TensorBoardSync
 
 
@@ -42,6 +44,7 @@ class Node:
     tensorboard: TensorBoardSync
     stop: asyncio.Event = field(default_factory=asyncio.Event)
     stopped_at: list[float] = field(default_factory=list)  # the moment it was, on the monotonic clock
+    is_out_of_time: bool = False  # it was not the platform that set `stop`, but the launch spec's max_seconds
     port: int = 0
     leader: Leader | None = None  # of the attempt that runs, on node 0
     progress: Progress | None = None
@@ -100,6 +103,24 @@ class Node:
         if self.stop_at is None:
             return usual_s
         return max(0.5, min(usual_s, self.stop_at + self.settings.grace_s - 1.0 - time.monotonic()))
+
+    def limit_time(self) -> None:
+        """From now on the job has its spec's max_seconds. When they are over the ranks are asked to stop as the platform would ask them."""
+        if self.spec.max_seconds is not None:
+            asyncio.get_running_loop().call_later(self.spec.max_seconds, self._run_out_of_time)
+
+    def _run_out_of_time(self) -> None:
+        if not self.stop.is_set():
+            self.is_out_of_time = True
+            self.stopped_at.append(time.monotonic())
+            self.stop.set()
+
+    def as_ended(self, verdict: Verdict) -> Verdict:
+        """The verdict, of a stop that came because the time is over: fatal, or the job would be started again for as long once more."""
+        if not self.is_out_of_time or verdict.exit_code != ExitCode.STOPPED:
+            return verdict
+        message = f"its max_seconds={self.spec.max_seconds} of running are over ({verdict.message})"
+        return replace(verdict, kind="out_of_time", exit_code=ExitCode.OUT_OF_TIME, message=message)
 
     async def kill_ranks(self) -> None:
         """No process of the attempt is left after this but those the kernel will not let go of."""

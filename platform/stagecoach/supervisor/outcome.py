@@ -18,7 +18,7 @@ class RankState:
     ended_at: float | None = None  # None: it runs
     returncode: int | None = None  # negative: the signal; None where nobody could tell
     killed: bool = False  # by this supervisor, so its end says nothing
-    out_of_memory: bool = False  # the kernel killed something of this control group for memory when this rank went
+    out_of_memory: bool = False  # the kernel killed something of this control group for memory just before this rank went
     stack: str | None = None
 
     @property
@@ -117,14 +117,15 @@ def _failure(first: RankState, ranks: Sequence[RankState]) -> Verdict:
 
 
 def _kind_of(state: RankState) -> tuple[Ending, int]:
-    if state.outcome is not None:
+    if state.outcome is not None and not state.out_of_memory:
         return state.outcome.kind, state.outcome.exit_code
     return ("out_of_memory" if state.out_of_memory else "crashed"), ExitCode.RETRY
 
 
 def _message_of(state: RankState) -> str:
     if state.outcome is not None:
-        return state.outcome.message
+        killed = "; the kernel had killed a process of its control group for memory" if state.out_of_memory else ""
+        return state.outcome.message + killed
     if state.out_of_memory:
         return f"rank {state.rank} was killed by the kernel: its control group ran out of memory"
     if state.returncode is None:

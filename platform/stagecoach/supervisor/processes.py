@@ -210,10 +210,23 @@ def remove_shm(names: Iterable[str]) -> None:
 
 def oom_kills() -> int:
     """How many processes of this control group the kernel killed for memory so far; 0 where it does not say."""
-    for path, key in (("/sys/fs/cgroup/memory.events", "oom_kill"), ("/sys/fs/cgroup/memory/memory.oom_control", "oom_kill")):
+    for file in _oom_files():
         try:
-            words = [line.split() for line in Path(path).read_text().splitlines()]
+            words = [line.split() for line in file.read_text().splitlines()]
         except OSError:
             continue
-        return sum(int(word[1]) for word in words if len(word) == 2 and word[0] == key)
+        return sum(int(word[1]) for word in words if len(word) == 2 and word[0] == "oom_kill")
     return 0
+
+
+def _oom_files() -> list[Path]:
+    """Where the kernel counts: of our own group as it names it (v1, v2), else of what a container sees as the whole tree."""
+    v1, v2 = Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup")
+    files = [v1 / "memory.oom_control", v2 / "memory.events"]
+    try:
+        groups = [line.split(":", 2) for line in Path("/proc/self/cgroup").read_text().splitlines()]
+    except OSError:
+        return files
+    own_v1 = [v1 / path.lstrip("/") / "memory.oom_control" for _, controllers, path in groups if "memory" in controllers.split(",")]
+    own_v2 = [v2 / path.lstrip("/") / "memory.events" for number, controllers, path in groups if (number, controllers) == ("0", "")]
+    return [*own_v1, *own_v2, *files]

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import math
 import os
 import shutil
 import signal
@@ -31,6 +32,7 @@ from stagecoach.supervisor.processes import ProcessWatch, children_of, oom_kills
 
 FIND_S = 0.05  # torchrun starts ranks at a moment of its own; until all are known it is asked this often
 LAST_LINES = 20
+OOM_S = 30.0  # a rank whose data loader was killed for memory says so itself, as a crash, when it next asks for a batch
 
 
 class RankGroup:
@@ -52,7 +54,7 @@ class RankGroup:
         self._seen: dict[int, ProcessWatch] = {}
         self._readers: list[PipeReader] = []
         self._writers: list[SegmentWriter] = []
-        self._kills_before = oom_kills()
+        self._kills_seen, self._kill_seen_at = oom_kills(), -math.inf
         try:
             self._prepare()
         except OSError as error:
@@ -136,9 +138,17 @@ class RankGroup:
     def _rank_ended(self, rank: int, code: int | None) -> None:
         state = self.states[rank]
         if state.ended_at is None:
-            out_of_memory = code == -signal.SIGKILL and oom_kills() > self._kills_before
             outcome = read_outcome(self.folder, rank)
+            is_victim = code == -signal.SIGKILL or (outcome is not None and outcome.kind == "crashed")
+            out_of_memory = is_victim and self._saw_oom_kill()
             self.states[rank] = replace(state, ended_at=time.monotonic(), returncode=code, outcome=outcome, out_of_memory=out_of_memory)
+
+    def _saw_oom_kill(self) -> bool:
+        """The kernel killed something of our control group for memory just now: this rank, or what it cannot do without."""
+        now, kills = time.monotonic(), oom_kills()
+        if kills > self._kills_seen:
+            self._kills_seen, self._kill_seen_at = kills, now
+        return now - self._kill_seen_at < OOM_S
 
     def _agent_ended(self, code: int | None) -> None:
         """Its ranks end with it."""
@@ -200,7 +210,8 @@ class RankGroup:
         ]
 
     def tick(self, now: float) -> None:
-        """Cuts segments that are old enough."""
+        """Cuts segments that are old enough, and notes whether the kernel killed for memory."""
+        self._saw_oom_kill()
         for writer in self._writers:
             writer.tick(now)
 

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,15 @@ class SupervisedJob:
     """One job in a folder, with a supervisor per node once started."""
 
     def __init__(
-        self, folder: Path, settings: Mapping[str, Any], *, ranks: int = 2, nodes: int = 1, grace_s: int = 10, entrypoint: str = SCRIPTED
+        self,
+        folder: Path,
+        settings: Mapping[str, Any],
+        *,
+        ranks: int = 2,
+        nodes: int = 1,
+        grace_s: int = 10,
+        max_seconds: int | None = None,
+        entrypoint: str = SCRIPTED,
     ) -> None:
         self.uri, self.nodes, self.ranks = f"file://{folder}/job", nodes, ranks
         self.job = JobFolder.open(self.uri)
@@ -48,18 +56,21 @@ class SupervisedJob:
         self.lines: list[Line] = []
         self.supervisors: dict[int, subprocess.Popen[str]] = {}
         self._heard = threading.Condition()
-        spec = launch_spec(job_uri=self.uri, ranks_per_node=ranks, nodes=nodes, grace_s=grace_s, entrypoint=entrypoint)
+        spec = launch_spec(
+            job_uri=self.uri, ranks_per_node=ranks, nodes=nodes, grace_s=grace_s, max_seconds=max_seconds, entrypoint=entrypoint
+        )
         self.job.write_job(JobRecord(name="test", kind="test", identity="0123abcd", settings=settings, created_at=TIME))
         self.job.claim_submission(
             Submission(submission=1, name=spec.name, launcher="local", spec_digest=spec.digest, spec=to_plain(spec), created_at=TIME)
         )
 
-    def start(self, node: int = 0, *, environment: Mapping[str, str] | None = None) -> "subprocess.Popen[str]":
-        """Starts the supervisor of one node; its output is heard until it ends. An earlier one must have ended."""
+    def start(self, node: int = 0, *, environment: Mapping[str, str] | None = None, through: Sequence[str] = ()) -> "subprocess.Popen[str]":
+        """Starts the supervisor of one node; its output is heard until it ends. An earlier one must have ended. `through`: a program that
+        execs its arguments."""
         if node in self.supervisors:
             self.wait(node)
         process = subprocess.Popen(
-            [sys.executable, "-m", "stagecoach.supervisor"],
+            [*through, sys.executable, "-m", "stagecoach.supervisor"],
             env={**self.environment(node), **(environment or {})},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -3,6 +3,8 @@
 The fixture `make_job` looks for processes, shared memory and scratch folders after every test of this folder.
 """
 
+import signal
+
 import psutil
 import pytest
 
@@ -37,6 +39,32 @@ def test_sigkill_of_the_supervisor_leaves_nothing_and_the_next_one_goes_on(make_
     assert job.result()["state"] == expected_state(60, 2)
 
 
+def test_sigkill_of_the_supervisor_and_its_sweeper_at_once_leaves_nothing_either(make_job: StartJob) -> None:
+    job = make_job(WITH_HELPERS | {"steps": 100_000, "step_s": 0.05})
+    supervisor = job.start()
+    job.wait_step(60)  # the list of shared memory has been written by then
+    sweeper = of_module(job, "stagecoach.supervisor.sweeper")
+    for process in (supervisor, sweeper):
+        process.send_signal(signal.SIGSTOP)  # so that neither sees the other go
+    programs = [process for process in job.processes() if "time.sleep" in " ".join(process.cmdline())]
+    assert len(programs) == 5  # two a rank, and the leaked one
+    for process in (sweeper, supervisor):
+        process.kill()
+    assert job.leftovers(3.0) == []
+
+
+def test_sigkill_of_a_ranks_guard_hurts_nobody(make_job: StartJob) -> None:
+    job = make_job(WITH_HELPERS | {"steps": 60, "step_s": 0.05})
+    job.start()
+    job.wait_step(7)
+    guards = [process for process in job.processes() if any(word.endswith("contract/tree.py") for word in process.cmdline())]
+    assert len(guards) == 2
+    for process in guards:
+        process.kill()
+    assert job.wait() == 0
+    assert [end.kind for end in job.ends()] == ["done"]
+
+
 def test_sigkill_of_torchruns_agent_is_a_crash_like_any_other(make_job: StartJob) -> None:
     job = make_job(WITH_HELPERS | {"steps": 60, "step_s": 0.05})
     job.start()
@@ -69,7 +97,7 @@ def test_sigkill_of_a_ranks_child_hurts_nobody(make_job: StartJob) -> None:
     job.start()
     job.wait_step(7)
     for child in job.rank_process(1).children():
-        if "resource_tracker" not in " ".join(child.cmdline()):
+        if not any(helper in " ".join(child.cmdline()) for helper in ("resource_tracker", "contract/tree.py")):
             child.kill()
             break
     assert job.wait() == 0

@@ -78,3 +78,36 @@ def test_a_stopped_attempt_is_not_counted_and_its_successor_goes_on_exactly(make
     assert job.wait() == 0
     assert [end.steps_lost for end in job.ends()] == [0] * 3
     assert job.result()["state"] == expected_state(40, 2)
+
+
+def test_a_job_that_runs_longer_than_its_max_seconds_saves_and_ends_for_good(make_job: StartJob) -> None:
+    job = make_job({"steps": 100_000, "commit_every": 100_000, "step_s": 0.05}, max_seconds=20)
+    job.start()
+    started = time.monotonic()
+    assert job.wait() == 45
+    assert 18 < time.monotonic() - started < 30  # it is asked at 20 s, and the ranks save at their next step
+    (end,) = job.ends()
+    assert (end.kind, end.exit_code, end.steps_lost, end.restarts_in_place) == ("out_of_time", 45, 0, False)
+    assert end.committed_step > 0
+    assert end.message.startswith("its max_seconds=20 of running are over (")
+
+
+def test_the_time_that_is_over_is_over_for_all_nodes_and_for_ranks_that_do_not_listen(make_job: StartJob) -> None:
+    job = make_job(
+        {"steps": 100_000, "faults": [{"kind": "sleep_deaf", "rank": 1, "step": 4}]}, ranks=1, nodes=2, max_seconds=10, grace_s=4
+    )
+    job.start_all()
+    assert (job.wait(0), job.wait(1)) == (45, 45)
+    (end,) = job.ends()
+    assert (end.kind, end.exit_code) == ("out_of_time", 45)
+
+
+def test_time_runs_while_nodes_wait_for_each_other_and_over_restarts_in_place(make_job: StartJob) -> None:
+    alone = make_job({"steps": 5}, nodes=2, max_seconds=3)
+    crashing = make_job({"steps": 100_000, "commit_every": 1, "faults": [{"kind": "sigkill", "step": 3, "attempt": 1}]}, max_seconds=25)
+    for job in (alone, crashing):
+        job.start()
+    assert alone.wait() == 45
+    assert [end.kind for end in alone.ends()] == ["out_of_time"]
+    assert crashing.wait() == 45
+    assert [end.kind for end in crashing.ends()] == ["crashed", "out_of_time"]

@@ -327,6 +327,17 @@ def crashed_at_once(root: str) -> None:
 
 
 @case(
+    "r1, stage pretrain: attempt 1 ended at step 130 because its time is over (exit code 45): its max_seconds=3600 of running are over "
+    "(stopped by the platform after step 130); no step is lost, step 130 is committed; "
+    "it is not retried: give it more time and start it again.",
+    cause="out_of_time", next="change", exit_code=45, step=130, committed_step=130, steps_lost=0,
+)  # fmt: skip
+def out_of_time(root: str) -> None:
+    message = "its max_seconds=3600 of running are over (stopped by the platform after step 130)"
+    _one_attempt(root, "out_of_time", 45, step=130, committed_step=130, message=message)
+
+
+@case(
     "r1, stage pretrain: gave up (exit code 44) after 3 attempts in a row that committed nothing new, the last one failed at step 25 on "
     "rank 1 (gpu-0): ZeroDivisionError: sample s-17; 5 steps after the commit at step 20 are lost; "
     "it is not retried: mend what fails and start it again.",

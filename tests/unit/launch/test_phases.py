@@ -7,7 +7,7 @@ import pytest
 from stagecoach.constants import Phase
 from stagecoach.errors import ContractError
 from stagecoach.launch.local_phase import LedgerView, job_exit_code, job_state
-from stagecoach.launch.local_state import JobDirectory, NodeView
+from stagecoach.launch.local_state import JobDirectory, NodeFiles, NodeView
 
 STARTING, RUNNING, DEAD, ABSENT = "starting", "running", "dead", "absent"
 JOINED = LedgerView(newest=2, attempts=2, all_joined=True)
@@ -67,3 +67,9 @@ def test_the_gravest_code_is_the_jobs(codes: tuple[int, ...], code: int) -> None
 def test_a_name_out_of_a_bucket_leads_nowhere_else(name: str, tmp_path: Path) -> None:
     with pytest.raises(ContractError, match="is no name of a job"):
         JobDirectory.named(tmp_path, name)
+
+
+@pytest.mark.parametrize("code", ['"abc"', "null", "[]", "1.5", "true"])
+def test_an_exit_file_that_somebody_edited_counts_as_a_crash(code: str, tmp_path: Path) -> None:
+    (tmp_path / "node-0.exit").write_text(f'{{"code": {code}, "reason": "edited"}}')
+    assert NodeFiles(tmp_path / "node-0", 0).view() == NodeView(0, "ended", 75, "edited")

@@ -43,6 +43,7 @@ TABLE = [  # states, after SIGTERM, (kind, code, first failed rank) or None
     ([said(0, "incompatible_checkpoint", 42), said(1, "stopped", 143)], True, ("incompatible_checkpoint", 42, 0)),
     ([replace(silent(0), killed=True), said(1, "stopped", 143)], True, ("stopped", 143, None)),
     ([replace(silent(0), out_of_memory=True), runs(1)], False, ("out_of_memory", 75, 0)),
+    ([replace(said(0, "crashed", 75), out_of_memory=True), runs(1)], False, ("out_of_memory", 75, 0)),  # its data loader was killed
 ]
 
 

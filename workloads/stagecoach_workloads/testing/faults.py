@@ -102,6 +102,19 @@ def _flood(_context: RankContext, order: Fault) -> None:
         print(line)
 
 
+def _eat_memory(_context: RankContext, order: Fault) -> None:
+    """Takes up to order.value MiB, 16 at a time; in a control group with less room the kernel ends this."""
+    taken = []
+    for _ in range(int(order.value / 16)):
+        taken.append(b"x" * (16 << 20))
+
+
+def _feed_child(_context: RankContext, order: Fault) -> None:
+    """Waits for a child that takes order.value MiB, as for a data loader's worker; fails when the child is killed."""
+    code = f"taken = [b'x' * (16 << 20) for _ in range({int(order.value / 16)})]"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def _leak_child(_context: RankContext, _order: Fault) -> None:
     """A process that outlives its parent wherever it can: another session, another parent."""
     code = f"import os, time; os.fork() and os._exit(0); os.setsid(); time.sleep({FOR_EVER_S})"
@@ -151,6 +164,8 @@ KINDS: dict[str, Callable[[RankContext, Fault], None]] = {
     "sleep_deaf": _sleep("evaluation", polls=False),
     "ignore_sigterm": _ignore_sigterm,
     "flood": _flood,
+    "eat_memory": _eat_memory,
+    "feed_child": _feed_child,
     "leak_child": _leak_child,
     "loader_killed": _loader_killed,
 }

@@ -8,6 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
+from loguru import logger
+
+from stagecoach.checkpoints.holds import pin
 from stagecoach.checkpoints.verify import verify
 from stagecoach.constants import ExitCode, Phase
 from stagecoach.contract.identity import identity_hash, model_fingerprint
@@ -16,7 +19,7 @@ from stagecoach.contract.launch import JobState, Launcher, LaunchSpec
 from stagecoach.contract.ledger import JobFolder, Runs
 from stagecoach.contract.names import job_name
 from stagecoach.contract.plan import Parent, StagePlan
-from stagecoach.errors import CheckpointError, RunFailed
+from stagecoach.errors import CheckpointError, RunFailed, StorageError
 from stagecoach.launch.submit import POLL_S, settle, submit_job, wait_job
 from stagecoach.site import Site
 from stagecoach.stages.differences import refuse_other_plan
@@ -68,6 +71,7 @@ def run_stage(task: StageTask, launcher: Launcher, *, evaluate: Evaluate | None 
     if done is not None:
         check_finished(task, done)
         return StageResult(folder=folder, manifest=done, was_done=True)
+    hold_parent(task)
     freeze_plan(task, launcher)
     result = trained(task, launcher)
     check_result(folder, result, task.depth)
@@ -86,6 +90,22 @@ def check_finished(task: StageTask, done: StageManifest) -> None:
     found = verify(*checkpoint_at(done.checkpoint.uri), level=task.depth)
     if found.digest != done.checkpoint.digest:
         raise CheckpointError(f"{done.checkpoint.uri}: its manifest is not the one that {task.folder.uri}/stage.json names")
+
+
+def hold_parent(task: StageTask) -> None:
+    """Another run's checkpoint stays as long as this run may read it: its own `stage.json` holds only what that run hands over."""
+    init = task.plan.init
+    if (
+        not isinstance(init, Parent)
+        or init.checkpoint is None
+        or init.checkpoint.startswith(f"{task.runs.store.uri}/runs/{task.run.run_id}/")
+    ):
+        return
+    job, ref = checkpoint_at(init.checkpoint)
+    try:
+        pin(job, ref, run_id=task.run.run_id)
+    except StorageError as error:  # somebody else's bucket, which we may only read
+        logger.warning("{} cannot be pinned, so whoever owns it may remove it: {}", init.checkpoint, error)
 
 
 def freeze_plan(task: StageTask, launcher: Launcher) -> None:

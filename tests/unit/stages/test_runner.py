@@ -276,3 +276,12 @@ def test_another_run_s_stage_can_be_the_parent(root: str, tmp_path: Path) -> Non
         assert (pinned.checkpoint, pinned.digest) == (done.manifest.checkpoint.uri, done.manifest.checkpoint.digest)
     with pytest.raises(ConfigError, match="no committed checkpoint there"):
         find_parent(other, run_record(run_id="fork"), plan, checkpoint=f"file://{tmp_path}/nothing")
+
+
+def test_another_run_s_checkpoint_is_pinned_while_a_run_may_read_it(root: str, tmp_path: Path) -> None:
+    cluster = FakeCluster()
+    done = run_stage(finishing(root, cluster), FakeLauncher(cluster))
+    plan = plan_of("sft", init=Parent(stage="pretrain", checkpoint=done.manifest.checkpoint.uri, digest=done.manifest.checkpoint.digest))
+    fork = finishing(f"file://{tmp_path}/other", cluster, plan)
+    run_stage(fork, FakeLauncher(cluster))
+    assert [info.key for info in done.folder.store.list("pins")] == [f"pins/{fork.run.run_id}.json"]

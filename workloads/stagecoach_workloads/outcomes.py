@@ -5,7 +5,7 @@ import re
 from stagecoach.constants import ExitCode
 from stagecoach.contract.job import Ending, RankOutcome
 from stagecoach.contract.local import MAX_MESSAGE_CHARS, Heartbeat
-from stagecoach.errors import ConfigError, StagecoachError, StorageError
+from stagecoach.errors import ConfigError, ContractError, StagecoachError, StorageError
 
 _KIND_OF_CODE: dict[int, Ending] = {
     ExitCode.BAD_CONFIG: "bad_config",
@@ -22,6 +22,7 @@ _PEER_ERROR_TEXT = re.compile(
     r"connection (closed|reset|refused|aborted)|broken pipe|socket (closed|timeout)|timed out waiting|connectfullmesh|gloo|ncclremote"
     r"|remote (process|peer)|store.*(wait|get).*time", re.IGNORECASE
 )  # fmt: skip
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _OWN_ERROR_TEXT = re.compile(r"eaddrinuse|address already in use", re.IGNORECASE)
 
 
@@ -54,6 +55,8 @@ def classify(error: BaseException | None) -> tuple[Ending, int]:
         return "stopped", ExitCode.STOPPED
     if isinstance(error, ConfigError):
         return "bad_config", error.job_exit_code
+    if isinstance(error, ContractError):  # damaged, edited or newer: no time heals an object that is written once
+        return "bad_config", ExitCode.BAD_CONFIG
     if isinstance(error, StagecoachError):
         return _of_our_own(error)
     if isinstance(error, SystemExit):
@@ -88,7 +91,12 @@ def describe(error: BaseException) -> str:
     """The error in one line: its type unless the message was written for a person, and the message."""
     if isinstance(error, SystemExit):
         return f"left by sys.exit({error.code!r}); only returning from the entrypoint means that the work is done"
-    text = " ".join(str(error).split())
+    text = printable(" ".join(str(error).split()))
     if isinstance(error, StagecoachError | Stopped) and text:
         return text
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def printable(text: str) -> str:
+    """With control characters and what UTF-8 does not have (file names may hold both) written out, so that it can be stored and shown."""
+    return _CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", text.encode("utf-8", "backslashreplace").decode())

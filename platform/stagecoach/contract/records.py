@@ -57,9 +57,9 @@ def canonical_json(value: Any) -> bytes:
 
 
 def encode(record: Stored) -> bytes:
-    """The object's bytes."""
+    """The object's bytes. What UTF-8 does not have (a file's name that was no text, inside a message) becomes a question mark."""
     body = {"format": f"{record.FORMAT}/{record.VERSION}", **to_plain(record)}
-    return json.dumps(body, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+    return json.dumps(body, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False).encode("utf-8", "replace") + b"\n"
 
 
 def decode(kind: type[S], body: bytes, *, uri: str) -> S:

@@ -13,7 +13,7 @@ from stagecoach.contract.launch import LaunchSpec
 from stagecoach.contract.ledger import JobFolder
 from stagecoach.contract.records import validate
 from stagecoach.contract.tree import sweep
-from stagecoach.errors import ClusterUnavailable, ConfigError, StagecoachError
+from stagecoach.errors import ClusterUnavailable, ConfigError, ContractError, StagecoachError
 from stagecoach.log import configure, logger
 from stagecoach.supervisor import signals
 from stagecoach.supervisor.attempt import NodeAttempt
@@ -72,6 +72,8 @@ def run(settings: SupervisorSettings) -> tuple[int, str]:
         return ExitCode.STOPPED, "stopped by the platform before anything ran"
     except ConfigError as error:
         return error.job_exit_code, str(error)
+    except ContractError as error:  # damaged, edited or newer: no time heals an object that is written once
+        return ExitCode.BAD_CONFIG, str(error)
     except StagecoachError as error:
         return (error.exit_code if error.exit_code.is_fatal else ExitCode.RETRY), str(error)
     except Exception as error:

@@ -19,7 +19,7 @@ from stagecoach.contract.local import (
     read_outcome,
     write_outcome,
 )
-from stagecoach.errors import CheckpointError, ConfigError, DataError, Diverged, StagecoachError
+from stagecoach.errors import CheckpointError, ConfigError, ContractError, DataError, Diverged, NewerFormat, StagecoachError
 from stagecoach.storage.errors import AccessDenied, StoreMisconfigured, StoreUnavailable
 from stagecoach.supervisor.settings import read_settings
 from stagecoach_workloads.outcomes import MAX_MESSAGE_CHARS, Stopped, outcome_of
@@ -41,6 +41,8 @@ GLOO = "[../third_party/gloo/gloo/transport/tcp/pair.cc:537] Read error [127.0.0
         (StoreUnavailable("x"), "store_gone", 75),
         (AccessDenied("x"), "store_gone", 75),
         (StagecoachError("x"), "crashed", 75),
+        (ContractError("plan.json was edited"), "bad_config", 40),
+        (NewerFormat("plan.json is of a later version"), "bad_config", 40),
         (MemoryError(), "out_of_memory", 75),
         (type("OutOfMemoryError", (RuntimeError,), {})("CUDA out of memory"), "out_of_memory", 75),
         (RuntimeError(GLOO), "peer_lost", 75),
@@ -136,3 +138,23 @@ def test_a_supervisor_names_the_variable_that_is_wrong(change: dict[str, str], w
     with pytest.raises(ConfigError) as raised:
         read_settings(good | change)
     assert words in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("message", "stored"),
+    [
+        ("caf\udce9.tar is damaged", "rank 0, step 1: caf\\udce9.tar is damaged"),
+        ("a\x00b\x1b[2Jc\nd", "rank 0, step 1: a\\x00b\\x1b[2Jc d"),
+        ("\x01" * 9000, "rank 0, step 1: " + "\\x01" * 9000),
+        ("\U0001f600" * 9000, "rank 0, step 1: " + "\U0001f600" * 9000),
+        ('"' * 9000, "rank 0, step 1: " + '"' * 9000),
+    ],
+    ids=["no text", "control characters", "many of them", "wide characters", "quotes"],
+)
+def test_whatever_an_error_says_its_class_arrives_and_the_slot_holds_it(message: str, stored: str, tmp_path: Path) -> None:
+    prepare_slot(outcome_path(tmp_path, 0), OUTCOME_BYTES, fill=b" ")
+    write_outcome(tmp_path, outcome_of(DataError(message), rank=0, beat=Heartbeat(counter=1, step=1), monotonic_s=1.0))
+    assert outcome_path(tmp_path, 0).stat().st_size == OUTCOME_BYTES
+    outcome = read_outcome(tmp_path, 0)
+    assert outcome is not None
+    assert (outcome.kind, outcome.exit_code, outcome.message) == ("bad_data", 41, stored[:MAX_MESSAGE_CHARS])

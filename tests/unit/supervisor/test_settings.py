@@ -68,3 +68,14 @@ def test_sigterm_while_the_supervisor_is_still_imported_is_heard(tmp_path: Path)
     )
     assert (ended.returncode, job.attempt_numbers()) == (143, []), ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize(("body", "says"), [(b"{", "is not JSON"), (b'{"format": "stagecoach.submission/99"}', "newer than")])
+def test_a_submission_that_cannot_be_read_is_nothing_to_try_again(body: bytes, says: str, tmp_path: Path) -> None:
+    job = JobFolder.open(f"file://{tmp_path}/job")
+    job.store.publish("submissions/1.json", body)
+    environment = {**GOOD, "STAGECOACH_JOB_URI": job.uri, "STAGECOACH_PORT": "0", "STAGECOACH_LOCAL_STATE": str(tmp_path / "node-0")}
+    ended = subprocess.run([sys.executable, "-m", "stagecoach.supervisor"], env=environment, capture_output=True, check=False, timeout=60)
+    left = json.loads((tmp_path / "node-0.exit").read_text())
+    assert (ended.returncode, left["code"], job.attempt_numbers()) == (40, 40, [])
+    assert says in left["reason"]

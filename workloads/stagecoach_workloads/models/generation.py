@@ -1,38 +1,30 @@
 """Generation for evaluation. B prompts, T positions of the longest one, V vocabulary.
 
-Greedy, or sampling with temperature, top-k and top-p (nucleus, arXiv:1904.09751); batches of unequal prompts; stop strings, which need
-the tokenizer's decode; images at any place of a prompt, several and of several sizes (few-shot, mixed resolution per shot).
+    prompt = build_prompt([bos, ImagePart(pixels_CHW=shot), shot_text, ImagePart(pixels_CHW=image), question],
+                          image_token=tokenizer.image_id, tokens_per_image=plan.connector.tokens)
+    generate(model, [prompt, ...], Sampling(max_new_tokens=16, stop_strings=("\\n",)), decode=tokenizer.decode)[0].text
+
+Greedy, or sampling with temperature, top-k and top-p (nucleus, arXiv:1904.09751); any number of unequal prompts; stop strings, which
+need the tokenizer's decode; images at any place, several and of several sizes (few-shot, mixed resolution per shot: `prompts.py`). Which
+of several given answers is likeliest says `scoring.py`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from stagecoach.contract.plan import Decoder as DecoderPlan
-from stagecoach.errors import ConfigError, DataError
+from stagecoach.errors import ConfigError
 from stagecoach_workloads.models.kv_cache import KvCache
 from stagecoach_workloads.models.multimodal import MultimodalModel
+from stagecoach_workloads.models.prompts import Prompt, PromptImage, check_prompts, pad_left, stack_images
+
+__all__ = ["Completion", "Prompt", "PromptImage", "Sampling", "generate"]
 
 Decode = Callable[[Sequence[int]], str]
-
-
-@dataclass(frozen=True, kw_only=True)
-class PromptImage:
-    """One encoded image (a tile counts as one) and the first of its placeholder positions in the prompt."""
-
-    pixels_CHW: Tensor
-    position: int
-    region: tuple[int, int, int, int] | None = None  # top, left, bottom, right pixels that are no padding; None: all
-
-
-@dataclass(frozen=True, kw_only=True)
-class Prompt:
-    """Token ids with placeholders where images stand."""
-
-    tokens: Sequence[int]
-    images: Sequence[PromptImage] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,30 +59,41 @@ class Completion:
 
 
 @torch.no_grad()
-def generate(model: MultimodalModel, prompts: Sequence[Prompt], sampling: Sampling, *, decode: Decode | None = None) -> list[Completion]:
+def generate(
+    model: MultimodalModel, prompts: Sequence[Prompt], sampling: Sampling, *, decode: Decode | None = None, rows: int = 32
+) -> list[Completion]:
     """Completes each prompt; equal token by token to running it alone and without a cache. Restores the model's training mode.
 
-    Raises ConfigError for stop strings without `decode`, DataError for an empty prompt.
+    At most `rows` prompts run at once, which changes nothing but memory. Raises ConfigError for stop strings without `decode`,
+    DataError for an empty prompt.
     """
     sampling.check()
     if sampling.stop_strings and decode is None:
         raise ConfigError(f"stop strings {sampling.stop_strings} need decode (the tokenizer's); pass it, or use stop_tokens")
-    if not prompts:
-        return []
+    check_prompts(prompts)
+    with evaluating(model):
+        batches = [(first, prompts[first : first + rows]) for first in range(0, len(prompts), rows)]
+        return [each for first, batch in batches for each in _generate(model, batch, sampling, decode, first)]
+
+
+@contextmanager
+def evaluating(model: MultimodalModel) -> Iterator[None]:
+    """Evaluation mode, and back to what it was."""
     was_training = model.training
     model.eval()
     try:
-        return _generate(model, prompts, sampling, decode)
+        yield
     finally:
         model.train(was_training)
 
 
-def _generate(model: MultimodalModel, prompts: Sequence[Prompt], sampling: Sampling, decode: Decode | None) -> list[Completion]:
+def _generate(model: MultimodalModel, prompts: Sequence[Prompt], sampling: Sampling, decode: Decode | None, first: int) -> list[Completion]:
+    """One batch; `first` is the number of its first prompt, which seeds its rows."""
     device = model.decoder.embed.weight.device
     tokens_BT, real_BT = pad_left(prompts, device)
     pixel_values, slots, regions = stack_images(prompts, tokens_BT.shape[1], model.plan.connector.tokens, device)
     capacity = tokens_BT.shape[1] + sampling.max_new_tokens
-    generators = [torch.Generator(device=device).manual_seed(sampling.seed + row) for row in range(len(prompts))]
+    generators = [torch.Generator(device=device).manual_seed(sampling.seed + first + row) for row in range(len(prompts))]
     done = [Completion() for _ in prompts]
 
     def begin() -> tuple[KvCache, Tensor, Tensor]:
@@ -167,36 +170,3 @@ def keep_nucleus(logits_BV: Tensor, top_p: float) -> Tensor:
     before_BV = ordered_BV.softmax(-1).cumsum(-1) - ordered_BV.softmax(-1)
     hidden_BV = torch.zeros_like(before_BV, dtype=torch.bool).scatter(-1, order_BV, before_BV >= top_p)
     return logits_BV.masked_fill(hidden_BV, -torch.inf)
-
-
-def pad_left(prompts: Sequence[Prompt], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Returns (tokens_BT, real_BT); padding is token 0 and is never seen. Raises DataError for an empty prompt."""
-    lengths = [len(prompt.tokens) for prompt in prompts]
-    if 0 in lengths:
-        raise DataError(f"prompt {lengths.index(0)} is empty; start it with at least one token")
-    T = max(lengths)
-    rows = [[0] * (T - length) + list(prompt.tokens) for prompt, length in zip(prompts, lengths, strict=True)]
-    real_BT = torch.arange(T)[None] >= (T - torch.tensor(lengths))[:, None]
-    return torch.tensor(rows, device=device), real_BT.to(device)
-
-
-def stack_images(
-    prompts: Sequence[Prompt], length: int, tokens_per_image: int, device: torch.device
-) -> tuple[list[Tensor], Tensor | None, Tensor | None]:
-    """Returns (pixel_values by size, image_slots, image_regions) for rows padded on the left to `length`."""
-    by_size: dict[tuple[int, ...], list[tuple[PromptImage, int, int]]] = {}
-    for row, prompt in enumerate(prompts):
-        shift = length - len(prompt.tokens)
-        for image in prompt.images:
-            by_size.setdefault(tuple(image.pixels_CHW.shape), []).append((image, row, image.position + shift))
-    if not by_size:
-        return [], None, None
-    groups = list(by_size.values())
-    slots = torch.tensor([[row, start, tokens_per_image] for group in groups for _, row, start in group])
-    pixel_values = [torch.stack([image.pixels_CHW for image, _, _ in group]).to(device) for group in groups]
-    regions = torch.tensor([_region(image) for group in groups for image, _, _ in group])
-    return pixel_values, slots, regions
-
-
-def _region(image: PromptImage) -> tuple[int, int, int, int]:
-    return image.region or (0, 0, image.pixels_CHW.shape[1], image.pixels_CHW.shape[2])

@@ -56,6 +56,14 @@ class KvCache:
         self._real_BL[:, self._end : self._end + self._new] = real_BT
         self._end += self._new
 
+    def cut(self, end: int) -> None:
+        """Forgets the positions from `end` on, so that another continuation can be tried."""
+        for layer in self.layers:
+            assert isinstance(layer, LayerStore)
+            layer.length = end
+        self._end = end
+        self._real_BL[:, end:] = False
+
     def mask(self) -> RowMask:
         """Causal over the stored positions, within the window, without padding; a padded query sees itself, so that nothing is NaN."""
         place_T = torch.arange(self._end - self._new, self._end, device=self._real_BL.device)

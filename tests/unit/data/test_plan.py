@@ -1,6 +1,7 @@
 """The plan: the same global batches for any ranks and from any state, exact shares, full rows, balanced ranks."""
 
 import json
+import os
 import time
 from collections import Counter
 from dataclasses import replace
@@ -13,13 +14,16 @@ from hypothesis import strategies as st
 from stagecoach.contract.plan import Batch, Image, Mixture, Packing, Split, StagePlan, Weight
 from stagecoach.errors import DataError
 from stagecoach.recipes.tiny import mm1_5_tiny, mm1_tiny
+from stagecoach.storage import open_store
 from stagecoach_workloads.data.plan.assign import assign
 from stagecoach_workloads.data.plan.layout import Layout, LayoutSettings, cut
 from stagecoach_workloads.data.plan.mixing import Mixer
 from stagecoach_workloads.data.plan.open import open_data
 from stagecoach_workloads.data.plan.packing import fewest_rows, pack
 from stagecoach_workloads.data.plan.plan import DataPlan
+from stagecoach_workloads.data.plan.shares import ShareMeter
 from stagecoach_workloads.data.plan.source import Source
+from stagecoach_workloads.data.plan.states import load_state_table, states_key, write_state_table
 from stagecoach_workloads.data.plan.streams import Row, Slice
 from stagecoach_workloads.data.tokens import RunLengths
 
@@ -209,15 +213,60 @@ def test_splitting_counts_tiles_only_below_three_images() -> None:
     assert (many == 3).all()
 
 
-def test_a_step_far_away_is_reached_at_once_with_the_table() -> None:
+def test_a_step_far_away_is_reached_at_once_with_the_table_of_states() -> None:
+    store = open_store(f"memory://states-{os.getpid()}")
+    key = states_key("pretrain")
     plan = fake_plan(rows=64)
-    target = plan.hash(plan.batch(150))
-    table = json.loads(json.dumps(plan.table()))
+    assert load_state_table(store, key, plan) == 0  # nothing there yet
+    wanted = {step: plan.hash(plan.batch(step)) for step in (3, 40, 150)}
+    assert write_state_table(store, key, plan) > 150
+    resumed = fake_plan(rows=64)
+    resumed.go_to(plan.state(150))
+    resumed.batch(170)
+    assert write_state_table(store, key, resumed) > write_state_table(store, key, fake_plan(rows=64)) - 1  # merged, never shortened
     fresh = fake_plan(rows=64)
-    fresh.load_table(table)
+    assert load_state_table(store, key, fresh) > 170
     begun = time.perf_counter()
-    assert fresh.hash(fresh.batch(150)) == target
-    assert time.perf_counter() - begun < 1.0
+    assert {step: fresh.hash(fresh.batch(step)) for step in (150, 3, 40)} == wanted
+    assert time.perf_counter() - begun < 3.0
+    assert fresh.state(40) == plan.state(40)
+
+
+def test_a_table_of_states_of_another_plan_is_no_use_and_a_damaged_one_is_refused() -> None:
+    store, key = open_store(f"memory://other-states-{os.getpid()}"), states_key("sft")
+    plan = fake_plan(seed=1)
+    plan.batch(5)
+    write_state_table(store, key, plan)
+    assert load_state_table(store, key, fake_plan(seed=2)) == 0
+    assert load_state_table(store, key, fake_plan(seed=1)) > 0
+    store.publish(key, store.read(key)[:-9])
+    with pytest.raises(DataError, match="damaged"):
+        load_state_table(store, key, fake_plan(seed=1))
+    wrong = fake_plan(seed=1)
+    wrong.batch(5)
+    with pytest.raises(DataError, match="one of the states is of another plan"):
+        wrong.learn_marks({name: [(1, before + 1) for window, before in marks if window == 1] for name, marks in plan.marks().items()})
+
+
+@pytest.mark.parametrize("unit", ["rows", "samples"])
+def test_every_window_of_steps_has_the_shares_of_the_mixture_within_chance(unit: str) -> None:
+    plan = fake_plan(unit=unit, rows=64)
+    for source in plan.sources:
+        source.layout.index.categories = (["a", "b"], (np.arange(source.num_samples) % 4 == 0).astype(int))  # type: ignore[misc]
+    meter = ShareMeter(plan)
+    for first, stop in ((0, 7), (7, 30), (30, 31)):
+        meter.reset()
+        for step in range(first, stop):
+            meter.add(plan.batch(step))
+        report = meter.report()
+        assert report["off"] == [], (first, stop)
+        assert report["steps"] == stop - first
+        assert report["kind"].keys() == {"pairs", "interleaved", "text"}
+        assert abs(report["kind"]["pairs"][0] - 0.45) < 0.1
+    plan.weights = [0.2, 0.7, 0.1]  # what the meter would say if the wrong mixture were consumed
+    for step in range(30):
+        meter.add(plan.batch(step))
+    assert set(meter.report()["off"]) >= {"pairs", "docs"}
 
 
 def test_a_state_of_another_mixture_is_refused() -> None:

@@ -89,21 +89,36 @@ def convert_command(
 
 @data_group.command("index")
 @click.argument("uri")
-@click.option("--tokenizer", required=True, metavar="URI", help="A Hugging Face tokenizer.json.")
+@click.option("--tokenizer", metavar="URI", help="A Hugging Face tokenizer.json: count tokens for it. Without it only the index is mended.")
 @click.option("--template", "templates", multiple=True, help="plain, llava or phi3; repeatable. All three without it.")
-def index_command(uri: str, tokenizer: str, templates: tuple[str, ...]) -> None:
-    """Counts the tokens of every sample of the dataset at URI, for planning. Kept beside the index, once per tokenizer and template."""
+@click.option("--without-manifest", is_flag=True, help="dataset.json is lost too: take the shards that stand there for all there were.")
+@click.option("--new-fingerprint", is_flag=True, help="Write an index that differs from the lost one; runs that pinned it will refuse.")
+def index_command(uri: str, tokenizer: str | None, templates: tuple[str, ...], without_manifest: bool, new_fingerprint: bool) -> None:
+    """Makes lost or damaged index parts of the dataset at URI again from its shards, then counts its tokens for planning.
+
+    Counts are kept beside the index, once per tokenizer and template; those that are there are left alone.
+    """
     from stagecoach.errors import ConfigError
+    from stagecoach.storage import open_store
     from stagecoach_workloads.data.dataset import open_dataset
     from stagecoach_workloads.data.plan.open import read_tokenizer
+    from stagecoach_workloads.data.rebuild import mend_index
     from stagecoach_workloads.data.templates import TEMPLATES
     from stagecoach_workloads.data.tokens import count_tokens, read_counts
 
     unknown = [name for name in templates if name not in TEMPLATES]
     if unknown:
         raise ConfigError(f"--template {unknown[0]}: no such template; there are {', '.join(TEMPLATES)}")
-    address, tokenizer = as_uri(uri), as_uri(tokenizer)  # both are refused before one is read
-    dataset, reader = open_dataset(address), read_tokenizer(tokenizer)
+    reader = read_tokenizer(as_uri(tokenizer)) if tokenizer is not None else None
+    rebuilt = mend_index(open_store(as_uri(uri)), without_manifest=without_manifest, new_fingerprint=new_fingerprint)
+    if rebuilt.parts:
+        changed = "a new fingerprint" if rebuilt.fingerprint_changed else "the fingerprint it had"
+        click.echo(f"{as_uri(uri)}: {', '.join(rebuilt.parts)} made from the shards, with {changed}, {rebuilt.manifest.fingerprint[:16]}")
+    elif reader is None:
+        click.echo(f"{as_uri(uri)}: every part of the index is as written; with --tokenizer its tokens are counted")
+    if reader is None:
+        return
+    dataset = open_dataset(as_uri(uri))
     count_tokens(dataset, reader, templates or TEMPLATES)
     for name in templates or TEMPLATES:
         total = int(read_counts(dataset, reader, name).runs.sum())
@@ -169,24 +184,52 @@ def inspect_command(uri: str, samples: int, out: str | None) -> None:
 
 @data_group.command("stats")
 @click.argument("uri")
+@click.option("--tokenizer", metavar="URI", help="Token histograms by this tokenizer.json; a made corpus brings its own.")
+@click.option("--template", default="plain", show_default=True, help="plain, llava or phi3: how samples become tokens.")
+@click.option("--recipe", metavar="NAME", help="Mixture shares of this recipe's stage over the datasets of a made corpus; with --stage.")
+@click.option("--stage", help="The stage's name.")
 @as_json_option
-def stats_command(uri: str, as_json: bool) -> None:
-    """Counts, sizes, shares by category, from the index alone."""
+def stats_command(uri: str, tokenizer: str | None, template: str, recipe: str | None, stage: str | None, as_json: bool) -> None:
+    """Counts, token and image histograms, shares by category, from the index alone; with --recipe and --stage the mixture's shares."""
     from stagecoach_workloads.data.dataset import open_dataset
-    from stagecoach_workloads.data.stats import dataset_stats
+    from stagecoach_workloads.data.plan.open import read_tokenizer
+    from stagecoach_workloads.data.stats import dataset_stats, render_stats
+    from stagecoach_workloads.data.templates import TEMPLATES
 
-    found = [dataset_stats(open_dataset(address)) for address in dataset_uris(as_uri(uri))]
+    if (recipe is None) != (stage is None):
+        raise click.UsageError("--recipe and --stage belong together")
+    if template not in TEMPLATES:
+        raise click.UsageError(f"--template {template}: no such template; there are {', '.join(TEMPLATES)}")
+    where = tokenizer or corpus_tokenizer(as_uri(uri))
+    reader = read_tokenizer(as_uri(where)) if where else None
+    found: list[dict[str, Any]] = [dataset_stats(open_dataset(address), reader, template) for address in dataset_uris(as_uri(uri))]
+    shares = mixture_of(recipe, stage, as_uri(uri)) if recipe and stage else None
     if as_json:
-        print_json(found)
+        print_json({"datasets": found, "mixture": shares} if shares else found)
         return
     for stats in found:
-        click.echo(f"{stats['uri']}: {stats['kind']}, {stats['samples']:,} samples, {stats['images']:,} images, {stats['bytes']:,} bytes "
-                   f"in {stats['shards']} shards, fingerprint {stats['fingerprint'][:16]}")  # fmt: skip
-        for name in ("chars_per_sample", "images_per_sample", "image_width", "image_height", "bytes_per_sample"):
-            if stats[name]:
-                click.echo(f"  {name}: " + ", ".join(f"{key} {value:g}" for key, value in stats[name].items()))
-        for name, share in stats["categories"].items():
-            click.echo(f"  {name}: {share['samples']:,} ({share['share']:.1%})")
+        click.echo("\n".join(render_stats(stats)))
+    for name, share in (shares or {}).items():
+        click.echo(f"{recipe} {stage}: {name}: weight {share['weight']:.1%}; of {share['steps']} steps {share['rows']:.1%} of rows, "
+                   f"{share['samples']:.1%} of samples, {share['positions']:.1%} of positions, {share['images']:.1%} of images; "
+                   f"an epoch of its {share['epoch_samples']:,} samples is {share['steps_per_epoch']:,.0f} steps")  # fmt: skip
+
+
+def corpus_tokenizer(uri: str) -> str | None:
+    """The made corpus' own tokenizer; None when no made corpus stands at the URI."""
+    from stagecoach.contract.dataset import CORPUS_KEY, read_corpus
+    from stagecoach.storage import open_store
+
+    store = open_store(uri)
+    return store.uri_of(read_corpus(store).tokenizer) if store.exists(CORPUS_KEY) else None
+
+
+def mixture_of(recipe: str, stage: str, uri: str) -> dict[str, dict[str, Any]]:
+    """By source of the stage: its weight, what it is of the first steps, and how many steps go through it once."""
+    from stagecoach_workloads.data.plan.open import open_data
+    from stagecoach_workloads.data.stats import mixture_shares
+
+    return mixture_shares(open_data(resolve_stage(recipe, stage, ()), data=uri).plan)
 
 
 @data_group.command("plan")
@@ -200,14 +243,18 @@ def stats_command(uri: str, as_json: bool) -> None:
 def plan_command(recipe: str, stage: str, data_uri: str | None, steps: str, ranks: int, settings: tuple[str, ...], as_json: bool) -> None:
     """Which samples each step of a stage reads: hashes, fill, load by rank. `batch_hash` knows neither ranks nor workers."""
     from stagecoach_workloads.data.plan.open import open_data
+    from stagecoach_workloads.data.plan.shares import ShareMeter
 
     first, last = parse_steps(steps)
     opened = open_data(resolve_stage(recipe, stage, settings), data=as_uri(data_uri) if data_uri is not None else None)
     found = [opened.plan.describe(step, ranks) for step in range(first, last)]
     rows = [row for step in range(first, last) for row in opened.plan.batch(step)]
-    shares = opened.plan.shares(rows)
+    shares, meter = opened.plan.shares(rows), ShareMeter(opened.plan)
+    for step in range(first, last):
+        meter.add(opened.plan.batch(step))
+    matched = meter.report()
     if as_json:
-        print_json({"steps": found, "shares": shares, "dropped": opened.plan.dropped})
+        print_json({"steps": found, "shares": shares, "matched": matched, "dropped": opened.plan.dropped})
         return
     for item in found:
         load = item["load_by_rank"]
@@ -215,6 +262,10 @@ def plan_command(recipe: str, stage: str, data_uri: str | None, steps: str, rank
                    f"{min(load)} to {max(load)} a rank")  # fmt: skip
     unit = "rows" if opened.stage.data.mixture.unit == "rows" else "samples"
     click.echo(f"shares of {unit}: " + ", ".join(f"{name} {share:.1%}" for name, share in shares[unit].items()))
+    click.echo("shares by kind, and what the mixture wants: "
+               + ", ".join(f"{kind} {got:.1%} ({wanted:.1%})" for kind, (got, wanted) in matched["kind"].items()))  # fmt: skip
+    if matched["off"]:
+        click.echo(f"further from the mixture than chance explains: {', '.join(matched['off'])}")
     if opened.plan.dropped:
         click.echo(f"{opened.plan.dropped} documents larger than a row were dropped")
 

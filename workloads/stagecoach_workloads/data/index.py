@@ -6,7 +6,7 @@ covers it. `crc32` and `hash` (XXH3-64) are over that stretch.
 
 import hashlib
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -80,25 +80,33 @@ def publish_parts(
 ) -> list[PartEntry]:
     """Cuts the rows of `tables` into parts and publishes them."""
     entries: list[PartEntry] = []
+    for entry, body in cut_parts(tables, folder=folder, rows_per_part=rows_per_part):
+        store.publish(entry.key, body)
+        entries.append(entry)
+    return entries
+
+
+def cut_parts(
+    tables: Iterable[pa.Table], *, folder: str = "index", rows_per_part: int = ROWS_PER_PART
+) -> Iterator[tuple[PartEntry, bytes]]:
+    """The rows of `tables` as parts: entry and bytes. No rows at all are one empty part."""
     held: list[pa.Table] = []
-    count = 0
+    count = number = 0
     for table in tables:
         held.append(table)
         count += table.num_rows
         while count >= rows_per_part:
             whole = pa.concat_tables(held).unify_dictionaries()
-            entries.append(_publish_part(store, folder, len(entries), whole.slice(0, rows_per_part)))
-            held, count = [whole.slice(rows_per_part)], count - rows_per_part
-    if count or not entries:
-        entries.append(_publish_part(store, folder, len(entries), pa.concat_tables(held).unify_dictionaries() if held else None))
-    return entries
+            yield _part(folder, number, whole.slice(0, rows_per_part))
+            held, count, number = [whole.slice(rows_per_part)], count - rows_per_part, number + 1
+    if count or not number:
+        yield _part(folder, number, pa.concat_tables(held).unify_dictionaries() if held else SCHEMA.empty_table())
 
 
-def _publish_part(store: Store, folder: str, number: int, table: pa.Table | None) -> PartEntry:
-    body = to_bytes(SCHEMA.empty_table() if table is None else table.combine_chunks())
+def _part(folder: str, number: int, table: pa.Table) -> tuple[PartEntry, bytes]:
+    body = to_bytes(table.combine_chunks())
     key = f"{folder}/part-{number:05d}.parquet"
-    store.publish(key, body)
-    return PartEntry(key=key, size=len(body), digest=hashlib.sha256(body).hexdigest(), rows=0 if table is None else table.num_rows)
+    return PartEntry(key=key, size=len(body), digest=hashlib.sha256(body).hexdigest(), rows=table.num_rows), body
 
 
 def read_part(store: Store, part: PartEntry, *, schema: pa.Schema | None = None) -> pa.Table:
@@ -175,3 +183,22 @@ def list_column(table: pa.Table, name: str) -> tuple[np.ndarray, np.ndarray]:
     offsets = column.offsets.to_numpy().astype(np.int64)
     values = column.values.to_numpy(zero_copy_only=False)
     return offsets - offsets[0], values[offsets[0] : offsets[-1]]
+
+
+class Totals:
+    """Counts over all rows as they pass."""
+
+    def __init__(self) -> None:
+        self.samples = self.images = self.chars = self.image_bytes = 0
+        self.categories: set[str] = set()
+
+    def watch(self, tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
+        for table in tables:
+            columns = IndexColumns([table])
+            self.samples += columns.num_samples
+            self.images += len(columns.widths)
+            self.chars += int(columns.chars.sum())
+            starts, lengths = list_column(table, "member_lengths")
+            self.image_bytes += int(lengths.sum() - lengths[starts[:-1]].sum()) if len(lengths) else 0
+            self.categories.update(columns.categories[0])
+            yield table

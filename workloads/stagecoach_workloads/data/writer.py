@@ -260,7 +260,7 @@ def _finish(store: Store, settings: WriteSettings, receipts: Sequence[Receipt]) 
     if not shards:
         reasons = "; ".join(f"{item['source']}: {item['reason']}" for item in rejected[:5]) or "the input holds none"
         raise DataError(f"{store.uri}: no sample was written ({reasons})")
-    totals = _Totals()
+    totals = index.Totals()
     parts = index.publish_parts(store, totals.watch(_unit_tables(store, receipts)))
     if rejected:
         store.publish("rejected.jsonl", b"".join(canonical_json(item) + b"\n" for item in rejected))
@@ -300,22 +300,3 @@ def _unit_tables(store: Store, receipts: Sequence[Receipt]) -> Iterator[pa.Table
         shifted = pa.array(table.column("shard").to_numpy() + base, type=pa.int32())
         yield table.set_column(place, index.SCHEMA.field("shard"), shifted)
         base += len(receipt.shards)
-
-
-class _Totals:
-    """Counts over all rows as they pass."""
-
-    def __init__(self) -> None:
-        self.samples = self.images = self.chars = self.image_bytes = 0
-        self.categories: set[str] = set()
-
-    def watch(self, tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
-        for table in tables:
-            columns = index.IndexColumns([table])
-            self.samples += columns.num_samples
-            self.images += len(columns.widths)
-            self.chars += int(columns.chars.sum())
-            starts, lengths = index.list_column(table, "member_lengths")
-            self.image_bytes += int(lengths.sum() - lengths[starts[:-1]].sum()) if len(lengths) else 0
-            self.categories.update(columns.categories[0])
-            yield table

@@ -49,6 +49,16 @@ class Layout:
         self.index, self.lengths, self.settings, self.kind = index, lengths, settings, kind
         self.repeats = 2 if kind == "preference" else 1
 
+    @property
+    def identity(self) -> str:
+        """Changes with whatever decides sizes: split, tokens a tile, frames, and the tokenizer and template by their text lengths."""
+        settings = self.settings
+        return f"{self.kind} {settings.image} {settings.tokens_per_tile} {settings.frames} {len(self.lengths.runs)} {self._text_tokens}"
+
+    @cached_property
+    def _text_tokens(self) -> int:
+        return int(self.lengths.runs[:1_000_000].sum())
+
     def sizes(self, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(positions, encoded images) per sample, vectorised."""
         text = _sums(self.lengths.start, self.lengths.runs, samples)

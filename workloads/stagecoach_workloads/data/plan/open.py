@@ -13,6 +13,7 @@ from stagecoach_workloads.data.dataset import Dataset, open_dataset
 from stagecoach_workloads.data.plan.layout import Layout, LayoutSettings
 from stagecoach_workloads.data.plan.plan import DataPlan
 from stagecoach_workloads.data.plan.source import Source
+from stagecoach_workloads.data.plan.states import load_state_table, states_key
 from stagecoach_workloads.data.tokens import TextTokenizer, read_counts
 
 
@@ -54,9 +55,17 @@ def locate(stage: StagePlan, corpus_uri: str | None, *, split: str = "train") ->
 
 
 def open_data(
-    stage: StagePlan, *, data: str | None = None, split: str = "train", policy: UriPolicy | None = None, fingerprints: bool = True
+    stage: StagePlan,
+    *,
+    data: str | None = None,
+    split: str = "train",
+    policy: UriPolicy | None = None,
+    fingerprints: bool = True,
+    states: Store | None = None,
 ) -> OpenData:
     """Opens indexes, token counts and the plan. `data` is the root of a made corpus. Pinned fingerprints must match (training split).
+
+    `states` is the job's store: the table of states that `write_state_table` keeps there is taken up, so any step in it is reached at once.
 
     Raises DataError for data that is missing, damaged, replaced, not counted, or does not fit the model.
     """
@@ -95,6 +104,8 @@ def open_data(
         seed=stage.seed,
         microbatch_rows=stage.layout.microbatch_rows,
     )
+    if states is not None:
+        load_state_table(states, states_key(stage.name), plan)
     return OpenData(plan, datasets, layouts, tokenizer, stage)
 
 

@@ -3,7 +3,7 @@
 import hashlib
 import struct
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from stagecoach.contract.plan import Batch, Mixture, Packing
@@ -16,6 +16,12 @@ from stagecoach_workloads.data.plan.streams import Budget, Row, Stream
 
 STATE_FORMAT = "stagecoach.data_state/1"
 _MIX_BLOCK = 256  # samples
+
+
+def _digest_of(sources: Sequence[Source], weights: Sequence[float], unit: str, budget: Budget, batch: Batch, seed: int) -> str:
+    """Two plans with the same digest have the same batches."""
+    told = [[(s.name, s.identity, weight) for s, weight in zip(sources, weights, strict=True)], unit, budget, batch.unit, batch.size, seed]
+    return hashlib.sha256(repr(told).encode()).hexdigest()
 
 
 class DataPlan:
@@ -37,6 +43,8 @@ class DataPlan:
         self._by_rows = mixture.unit == "rows" and batch.unit == "rows"
         budget = Budget(positions=batch.seq_len, images=packing.images_per_row, over=packing.over_budget, window_rows=packing.window_rows)
         weights = [weight.weight for weight in drawn]
+        self.weights = [weight / sum(weights) for weight in weights]  # by source, of the mixture's unit
+        self.digest = _digest_of(self.sources, weights, mixture.unit, budget, batch, seed)
         if self._by_rows:
             self._mixer = Mixer(weights, block=batch.size, seed=seed, label="rows")
             self._streams = [Stream(source.name, [source], [number], budget, seed) for number, source in enumerate(self.sources)]
@@ -88,14 +96,22 @@ class DataPlan:
             return [(self._streams[0], step * self.batch_settings.size)]
         return [(stream, int(cursor)) for stream, cursor in zip(self._streams, self._mixer.before(step), strict=True)]
 
-    def table(self) -> dict[str, Any]:
-        """Rows at the end of every window packed so far: with it any step up to there is reached by packing one window a stream."""
-        return {"format": "stagecoach.data_table/1", "streams": {s.name: s.table() for s in self._streams}}
+    @property
+    def counts_rows(self) -> bool:
+        """True when the mixture's weights count rows, False when they count samples."""
+        return self._by_rows
 
-    def load_table(self, table: dict[str, Any]) -> None:
+    def marks(self) -> dict[str, list[tuple[int, int]]]:
+        """(window, rows before it) of every window that is known, by stream: with them any step up to there is reached by packing one
+        window a stream (`states.py` keeps them)."""
+        return {stream.name: stream.marks() for stream in self._streams}
+
+    def learn_marks(self, marks: Mapping[str, Sequence[Sequence[int]]]) -> None:
+        """The opposite of `marks`. Raises DataError for other streams than the plan's."""
+        if set(marks) != {stream.name for stream in self._streams}:
+            raise DataError(f"the table of data states has the streams {sorted(marks)}; it is not of this plan")
         for stream in self._streams:
-            if stream.name in table["streams"]:
-                stream.load_table(*table["streams"][stream.name])
+            stream.learn(marks[stream.name])
 
     @property
     def dropped(self) -> int:

@@ -26,6 +26,7 @@ class Source:
         if not self.num_samples:
             raise DataError(f"dataset `{name}` has no samples")
         self._key = key_of("order", seed, name, fingerprint)
+        self.identity = f"{fingerprint} {shuffle_blocks} {layout.identity}"  # all that decides its order and its sizes
         self._blocks = block_starts(layout.index.shard, layout.index.offset)
         self._window = shuffle_blocks
         self._epochs: OrderedDict[int, tuple[np.ndarray, np.ndarray]] = OrderedDict()

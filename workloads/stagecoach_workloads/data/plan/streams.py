@@ -1,7 +1,8 @@
 """Endless rows: documents from one source, or from the mixture, in windows that are packed by themselves and drain completely."""
 
+from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -70,6 +71,7 @@ class Stream:
     dropped: int = 0
     _ends: list[int] = field(default_factory=list)  # rows at the end of each packed window, from `_anchor` on
     _anchor: tuple[int, int] = (0, 0)  # (window, rows before it)
+    _marks: list[tuple[int, int]] = field(default_factory=lambda: [(0, 0)])  # sorted (window, rows before it)
     _packed: OrderedDict[int, list[Row]] = field(default_factory=OrderedDict)
 
     def __post_init__(self) -> None:
@@ -88,10 +90,8 @@ class Stream:
 
     def find(self, row: int) -> tuple[int, int]:
         """(window, rows before it) of the window that holds this row. Windows after the anchor are packed as far as needed."""
+        self._jump(row)
         start, before = self._anchor
-        if row < before:
-            self._anchor, self._ends = (0, 0), []
-            start, before = 0, 0
         empty = 0
         while not self._ends or self._ends[-1] <= row:
             size = len(self.packed(start + len(self._ends)))
@@ -102,19 +102,45 @@ class Stream:
                     f"positions and {self.budget.images} images (batch.seq_len, data.packing.images_per_row)"
                 )
             self._ends.append((self._ends[-1] if self._ends else before) + size)
-        place = int(np.searchsorted(np.asarray(self._ends), row, side="right"))
+        place = bisect_right(self._ends, row)
         return start + place, self._ends[place - 1] if place else before
+
+    def _jump(self, row: int) -> None:
+        """Anchors at the last known window that begins at or before the row, unless the row is within what is packed, or next to it."""
+        start, before = self._anchor
+        reached = self._ends[-1] if self._ends else before
+        if before <= row < reached:
+            return
+        place = bisect_right(self._marks, row, key=lambda mark: mark[1]) - 1
+        window, rows_before = self._marks[place]
+        if row < before or window > start + len(self._ends):
+            self.go_to(window, rows_before)
 
     def go_to(self, window: int, before: int) -> None:
         """Anchors the stream at a window that a state names."""
+        self.learn([])
         self._anchor, self._ends = (window, before), []
 
-    def table(self) -> tuple[tuple[int, int], list[int]]:
-        """The anchor and the rows at the end of each window after it, as far as known."""
-        return self._anchor, list(self._ends)
+    def _known(self) -> list[tuple[int, int]]:
+        """Windows of the present stretch: those after the anchor, as far as packed."""
+        start, before = self._anchor
+        return [(start + place, rows) for place, rows in enumerate([before, *self._ends])]
 
-    def load_table(self, anchor: tuple[int, int], ends: Sequence[int]) -> None:
-        self._anchor, self._ends = (anchor[0], anchor[1]), list(ends)
+    def marks(self) -> list[tuple[int, int]]:
+        """(window, rows before it) of all windows that are known."""
+        self.learn([])
+        return list(self._marks)
+
+    def learn(self, marks: Iterable[Sequence[int]]) -> None:
+        """Takes up windows that are known from elsewhere. Raises DataError when they contradict each other."""
+        known = dict(self._marks) | dict(self._known())
+        for window, before in marks:
+            if known.setdefault(window, before) != before:
+                raise DataError(
+                    f"data state of `{self.name}`: window {window:,} begins at row {known[window]:,} and at row {before:,}; "
+                    "one of the states is of another plan"
+                )
+        self._marks = sorted(known.items())
 
     def packed(self, window: int) -> list[Row]:
         """The window's rows, in shuffled order."""

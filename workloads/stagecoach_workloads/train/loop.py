@@ -1,28 +1,42 @@
 """The training loop. Sharding happened before it, saving and telling are one call each, and nothing in it asks which parallelism is on."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+from torch import nn
+
+from stagecoach.constants import ExitCode
 from stagecoach.contract.plan import DatasetRef, StagePlan
-from stagecoach.errors import Diverged
+from stagecoach.errors import Diverged, StagecoachError
 from stagecoach_workloads.checkpoints import Checkpoints
 from stagecoach_workloads.data.work.collate import BadSample, Batch
+from stagecoach_workloads.parallel.clip import local_part
+from stagecoach_workloads.parallel.replicas import compare_replicas
 from stagecoach_workloads.rank import RankContext, Stopped
 from stagecoach_workloads.telemetry.counts import count_tokens
 from stagecoach_workloads.telemetry.report import StepReport
 from stagecoach_workloads.telemetry.run_log import RunLog
-from stagecoach_workloads.testing.phases import reached
+from stagecoach_workloads.testing.phases import ordered, reached
 from stagecoach_workloads.train.agreement import Totals, agree, all_ranks_say, gather_bad, hash_of_ids
 from stagecoach_workloads.train.assemble import World
 from stagecoach_workloads.train.feed import Fed, Feed
 from stagecoach_workloads.train.schedule import rate_scale
 from stagecoach_workloads.train.state import TrainState, derive_random_state, set_random_state
 from stagecoach_workloads.train.step import Gradients, compute_gradients
+from stagecoach_workloads.train.validation import FixedValidation
 
 LEAVING_S = 1.0  # kept of the grace for leaving itself
 SAVE_MARGIN = 1.3  # a save may take so many times as long as the last one
 IDS_PER_EVENT = 40
+
+
+class ReplicasDiffer(StagecoachError):
+    """What ranks hold twice is not the same any more."""
+
+    exit_code = ExitCode.RETRY
 
 
 @dataclass
@@ -38,10 +52,10 @@ class Run:
     feed: Feed
     steps: int
     sources: Sequence[DatasetRef]  # of the data plan, in its order
-    validate: Callable[[TrainState], Mapping[str, float]] | None = None  # by category; None when the plan asks for none
-    check_replicas: Callable[[TrainState], None] = lambda _state: None  # raises when ranks that must be equal are not
+    validation: FixedValidation | None = None  # None when the plan asks for none
     bad: list[BadSample] = field(default_factory=list)  # on this rank, in this attempt
     save_error: Exception | None = None
+    is_first_step: bool = True
 
     # --- the algorithm
 
@@ -53,11 +67,17 @@ class Run:
             if totals.stop or fed is None:
                 raise self.leave()
             self.account(fed, totals)
-            report = self.take_step(fed, totals)
+            with self.compiling():
+                report = self.take_step(fed, totals)
             self.log.step(report, fed.loaded.batches)
             self.validate_if_due()
             self.save_if_due()
         self.wait_for_commit()
+
+    def compiling(self) -> AbstractContextManager[None]:
+        """The first step of a compiled model takes minutes, and until it is done there is nothing to save: a stop is obeyed at once."""
+        first, self.is_first_step = self.is_first_step, False
+        return self.context.leaving_at_once() if first and self.plan.layout.compile else nullcontext()
 
     def take_step(self, fed: Fed, totals: Totals) -> StepReport:
         """One optimizer step, or a step left out: then no weight moves on any rank."""
@@ -67,6 +87,7 @@ class Run:
             gradients = compute_gradients(
                 self.state, fed.loaded.batches, num_targets=max(1, totals.targets),
                 max_grad_norm=self.plan.optimizer.max_grad_norm, sources=self.sources, device=self.world.device,
+                flops=self.log.flops(fed.loaded.batches),
             )  # fmt: skip
             decision = self.state.guard.decide(gradients.loss, gradients.grad_norm)
             if decision == "take":
@@ -134,8 +155,22 @@ class Run:
     def save_if_due(self) -> None:
         step = self.state.step
         if step and (step % self.plan.checkpoint.every_steps == 0 or step == self.steps):
-            self.check_replicas(self.state)
+            self.check_replicas()
             self.save()
+
+    def check_replicas(self) -> None:
+        """Before a save, so that no flipped bit gets into it. Raises ReplicasDiffer on all ranks: they go on from the checkpoint before."""
+        state = self.state
+        if ordered("flip", "staging", state.step) is not None:
+            flip_a_bit(state.model)
+        also = {"step": state.step, "tokens": state.tokens, "images": state.images, "data": state.data, "guard": state.guard.state()}
+        odd = compare_replicas(state.model, state.optimizer, also=also)
+        if odd:
+            self.context.event("replicas_differ", odd, step=state.step)
+            raise ReplicasDiffer(
+                f"step {state.step}: rank {', '.join(map(str, odd))} holds other values than its replicas: memory or a device changed "
+                "data; nothing of it is saved. If the same machine is named again, take it out"
+            )
 
     def save(self) -> None:
         """Starts a save of the current step; a step that was saved is not saved again."""
@@ -167,7 +202,7 @@ class Run:
             usual = self.checkpoints.seconds_of_last_save() or 0.0
             fits = usual * SAVE_MARGIN + LEAVING_S < self.context.grace_left_s()
             if all_ranks_say(fits and self.save_error is None) and self.state.step > self.checkpoints.committed_step:
-                self.check_replicas(self.state)
+                self.check_replicas()
                 self.save()
                 self.checkpoints.wait(max(0.0, self.context.grace_left_s() - LEAVING_S))
         committed = self.checkpoints.committed_step
@@ -195,19 +230,25 @@ class Run:
 
     def validate_if_due(self) -> None:
         every = self.plan.evaluation.validate_every_steps
-        if self.validate is None or every is None or (self.state.step % every and self.state.step != self.steps):
+        if self.validation is None or every is None or (self.state.step % every and self.state.step != self.steps):
             return
         self.enter("evaluation")
         with self.log.bucket("evaluation"):
-            losses = self.validate(self.state)
+            losses = self.validation.run(self.state.model, self._should_leave_evaluation)
+        if not losses:
+            return  # a stop cut it short
         self.state.metrics = {f"validation/{name}": value for name, value in losses.items()}
         self.log.validation(self.state.step, losses)
+
+    def _should_leave_evaluation(self) -> bool:
+        self.context.heartbeat(step=self.state.step, phase="evaluation")
+        return self.context.stop_requested()
 
     def report(self, step: int, gradients: Gradients, totals: Totals, *, taken: bool) -> StepReport:
         return StepReport(
             step=step, loss=gradients.loss, losses=gradients.losses, grad_norm=gradients.grad_norm,
             rates=self.state.optimizer.group_rates(), num_targets=totals.targets, num_tokens=totals.tokens, num_images=totals.images,
-            taken=taken, sample_ids_hash=totals.ids_hash,
+            taken=taken, sample_ids_hash=totals.ids_hash, seconds_by_rank=gradients.seconds_by_rank, flops_by_rank=gradients.flops_by_rank,
         )  # fmt: skip
 
     def tell_batches(self, name: str, batches: Sequence[Batch], step: int) -> None:
@@ -221,6 +262,12 @@ class Run:
         """Says where this rank is, for people and for tests that stop it there."""
         self.context.event("phase", phase, step=self.state.step + 1)
         reached(phase, self.state.step + 1)
+
+
+def flip_a_bit(model: nn.Module) -> None:
+    """The fault that a test orders: one bit of this rank's copy of a weight."""
+    largest = max((local_part(parameter.detach()) for parameter in model.parameters()), key=lambda value: value.numel())
+    largest.flatten()[:1].view(torch.int32).bitwise_xor_(1)
 
 
 def totals_of(batches: Sequence[Batch], bad: int, flags: Totals) -> Totals:

@@ -38,6 +38,7 @@ from stagecoach_workloads.train.loop import Run, restore_random_state
 from stagecoach_workloads.train.rendezvous import choose_device, meet
 from stagecoach_workloads.train.starts import begin
 from stagecoach_workloads.train.state import TrainState, weights_digest
+from stagecoach_workloads.train.validation import build_validation
 
 SHOWN = 10  # differing fields in an error
 STOP_NEWS_S = 1.0  # a peer that left because it was stopped may be heard of before our own signal is
@@ -64,10 +65,14 @@ def _run_stage(context: RankContext) -> None:
             context, identity=identity_hash(plan), mesh=world.axes, fingerprints=fingerprints,
             keep=plan.checkpoint.keep, keep_every_steps=plan.checkpoint.keep_every_steps,
         )  # fmt: skip
-        restore_or_begin(context, plan, state, checkpoints)
-    log = RunLog(context, plan, steps=steps, start_step=state.step, flops=flops_of(plan), tokens=state.tokens, images=state.images)
+        restore_s = restore_or_begin(context, plan, state, checkpoints)
+        validation = build_validation(plan, rank=world.rank, world_size=world.world_size, device=world.device)
+    log = RunLog(
+        context, plan, steps=steps, start_step=state.step, flops=flops_of(plan),
+        tokens=state.tokens, images=state.images, restore_s=restore_s,
+    )  # fmt: skip
     feed = build_feed(data, state, world.rank, world.world_size)
-    run = Run(context, plan, world, state, checkpoints, log, feed, steps, sources_of(plan, data))
+    run = Run(context, plan, world, state, checkpoints, log, feed, steps, sources_of(plan, data), validation)
     try:
         if state.step >= steps:
             log.event("nothing_to_do", {"step": state.step, "steps": steps})
@@ -92,8 +97,8 @@ def join(context: RankContext, plan: StagePlan) -> World:
     return World(context.rank, context.world_size, device, axes, build_mesh(axes, device))
 
 
-def restore_or_begin(context: RankContext, plan: StagePlan, state: TrainState, checkpoints: Checkpoints) -> None:
-    """Takes up the newest good checkpoint, or fills in the first weights."""
+def restore_or_begin(context: RankContext, plan: StagePlan, state: TrainState, checkpoints: Checkpoints) -> float:
+    """Takes up the newest good checkpoint, or fills in the first weights. Returns the seconds it took."""
     context.event("phase", "restore", step=0)
     reached("restore", 0)
     context.heartbeat(step=0, phase="restore")
@@ -108,8 +113,10 @@ def restore_or_begin(context: RankContext, plan: StagePlan, state: TrainState, c
         state.take_up(values.shared)
         how = restore_random_state(state, values.own, plan, context.rank)
         told = {"from": f"step {state.step}", "random": how}
-    context.event("started", {**told, "seconds": round(time.monotonic() - began, 3)}, step=state.step)
+    seconds = time.monotonic() - began
+    context.event("started", {**told, "seconds": round(seconds, 3)}, step=state.step)
     context.heartbeat(step=state.step, phase="restore", committed_step=checkpoints.committed_step)
+    return seconds
 
 
 def refuse_other_plan(context: RankContext, plan: StagePlan, checkpoints: Checkpoints) -> None:

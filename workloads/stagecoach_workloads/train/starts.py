@@ -1,5 +1,6 @@
 """Where weights come from at step 0: random numbers, Hugging Face folders, or another stage's last checkpoint."""
 
+import math
 import re
 from collections.abc import Callable, Mapping
 
@@ -21,7 +22,7 @@ from stagecoach_workloads.models.vit import interpolate_positions
 from stagecoach_workloads.weights.importing import import_pretrained
 from stagecoach_workloads.weights.loading import assign
 
-POSITION = "encoder.position"
+POSITIONS = ("encoder.position", "connector.position")  # by grid of patches; the C-Abstractor has its own
 _FOLDER = re.compile(r"(?P<job>.+)/checkpoints/step-(?P<step>[0-9]{8,18})/attempt-(?P<attempt>[0-9]+)/?")
 
 
@@ -50,29 +51,37 @@ def take_from_parent(model: MultimodalModel, init: Parent, checkpoints: Checkpoi
         )
     into, resized = places(model, manifest)
     checkpoints.load(ref, CheckpointState(model=into, optimizer={}), parts=("model",))
-    if resized is not None:
-        assign(model.get_parameter(POSITION), interpolated(resized, model))
+    for name, value in resized.items():
+        assign(model.get_parameter(name), interpolated(name, value, model))
 
 
-def places(model: MultimodalModel, manifest: CheckpointManifest) -> tuple[dict[str, Tensor], Tensor | None]:
-    """Where each tensor of the parent goes, and the memory for positions of another resolution (None: they are ours)."""
-    theirs = {entry.name: entry.shape for entry in manifest.tensors if entry.part == "model"}
+def places(model: MultimodalModel, manifest: CheckpointManifest) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Where each tensor of the parent goes, and those of them that are memory for positions of another resolution."""
+    theirs = {entry.name: tuple(entry.shape) for entry in manifest.tensors if entry.part == "model"}
     ours: Mapping[str, nn.Parameter] = dict(model.named_parameters())
     into: dict[str, Tensor] = {name: value.detach() for name, value in ours.items() if name in theirs or ".lora_" not in name}
-    shape, here = theirs.get(POSITION), tuple(ours[POSITION].shape)
-    if shape is None or tuple(shape) == here or len(shape) != 2 or shape[1] != here[1]:
-        return into, None  # any other difference is told by loading
-    resized = torch.empty(tuple(shape), dtype=ours[POSITION].dtype)
-    return {**into, POSITION: resized}, resized
+    resized = {
+        name: torch.empty(theirs[name], dtype=ours[name].dtype)
+        for name in POSITIONS
+        if name in theirs and name in ours and is_another_grid(theirs[name], tuple(ours[name].shape))
+    }
+    return into | resized, resized  # any other difference is told by loading
 
 
-def interpolated(position_PV: Tensor, model: MultimodalModel) -> Tensor:
-    """The parent's positions on our grid. Raises CheckpointError when they are no square grid (beside a class token)."""
-    extra = 0 if model.encoder.class_embedding is None else 1
-    side = round((position_PV.shape[0] - extra) ** 0.5)
-    if side**2 + extra != position_PV.shape[0]:
-        raise CheckpointError(f"{POSITION} of the parent has {position_PV.shape[0]} rows, no square grid; its encoder is of another layout")
-    return interpolate_positions(position_PV, side, model.encoder.side, model.encoder.side)
+def is_another_grid(there: tuple[int, ...], here: tuple[int, ...]) -> bool:
+    """The same but for the number of positions, which comes before the width."""
+    return len(there) == len(here) and there[-2] != here[-2] and (*there[:-2], there[-1]) == (*here[:-2], here[-1])
+
+
+def interpolated(name: str, position: Tensor, model: MultimodalModel) -> Tensor:
+    """The parent's positions (... P V) on our grid. Raises CheckpointError when they are no square grid (beside a class token)."""
+    rows = position.shape[-2]
+    extra = 1 if name == "encoder.position" and model.encoder.class_embedding is not None else 0
+    side = math.isqrt(rows - extra)
+    if side**2 + extra != rows:
+        raise CheckpointError(f"{name} of the parent has {rows} rows, no square grid; its encoder is of another layout")
+    here = model.encoder.side
+    return interpolate_positions(position.reshape(rows, -1), side, here, here).reshape(*position.shape[:-2], here**2 + extra, -1)
 
 
 def checkpoint_at(uri: str) -> tuple[JobFolder, CheckpointRef]:

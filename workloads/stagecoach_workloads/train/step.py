@@ -1,5 +1,6 @@
 """One optimizer step: gradients of the mean loss over all ranks' target tokens, judged before the weights move."""
 
+import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -25,6 +26,8 @@ class Gradients:
     loss: float  # nats per target, router losses included
     losses: Mapping[str, float]
     grad_norm: float  # before clipping
+    seconds_by_rank: Sequence[float] | None  # each rank's own computing; None where it cannot be told from waiting (GPUs)
+    flops_by_rank: Sequence[float]
 
 
 class LossSums:
@@ -35,7 +38,8 @@ class LossSums:
     def __init__(self, sources: Sequence[DatasetRef], device: torch.device, *, has_z: bool) -> None:
         """`sources` are the data plan's, in its order."""
         self._sources, self._device, self._has_z, self._has_router = sources, device, has_z, False
-        self._sums = torch.zeros(len(self.NAMES) + 2 * len(sources), dtype=torch.float64, device=device)
+        self._rank, self._ranks = dist.get_rank(), dist.get_world_size()
+        self._sums = torch.zeros(len(self.NAMES) + 2 * len(sources) + 2 * self._ranks, dtype=torch.float64, device=device)
 
     def add(self, output: ModelOutput, batch: Batch) -> None:
         """Means over a microbatch's tokens are weighted by its targets, as in the loss."""
@@ -58,19 +62,26 @@ class LossSums:
         self._sums.index_add_(0, first + source_N, loss_N)
         self._sums.index_add_(0, first + len(self._sources) + source_N, torch.ones_like(loss_N))
 
-    def reduce(self, grad_norm: Tensor, num_targets: int) -> Gradients:
-        """Over all ranks. `grad_norm` is equal on them already; it comes along so that the device is waited for once a step."""
+    def reduce(self, grad_norm: Tensor, num_targets: int, *, seconds: float, flops: float) -> Gradients:
+        """Over all ranks. `grad_norm` is equal on them already; it comes along so that the device is waited for once a step, as do this
+        rank's own seconds and work."""
+        last = len(self._sums) - 2 * self._ranks
+        self._sums[last + self._rank], self._sums[last + self._ranks + self._rank] = seconds, flops
         dist.all_reduce(self._sums)
         *values, norm = torch.cat([self._sums, grad_norm.to(self._sums).reshape(1)]).tolist()
         first, count = len(self.NAMES), len(self._sources)
         loss, entropy, balance, router_z = (value / num_targets for value in values[:first])
-        sums, counts = values[first:][:count], values[first + count :]
+        sums, counts = values[first:][:count], values[first + count :][:count]
         losses = means_by_label(self._sources, sums, counts)
         if self._has_z:
             losses["z"] = entropy - sum(sums) / num_targets
         if self._has_router:
             losses |= {"router_load_balance": balance, "router_z": router_z}
-        return Gradients(loss=loss, losses=losses, grad_norm=norm)
+        by_rank = values[last:]
+        return Gradients(
+            loss=loss, losses=losses, grad_norm=norm,
+            seconds_by_rank=by_rank[: self._ranks] if self._device.type == "cpu" else None, flops_by_rank=by_rank[self._ranks :],
+        )  # fmt: skip
 
 
 def means_by_label(sources: Sequence[DatasetRef], sums: Sequence[float], counts: Sequence[float]) -> dict[str, float]:
@@ -98,12 +109,14 @@ def compute_gradients(
     max_grad_norm: float,
     sources: Sequence[DatasetRef],
     device: torch.device,
+    flops: float = 0.0,
 ) -> Gradients:
     """Forward and backward of this rank's microbatches; gradients are summed over ranks and clipped.
 
     `num_targets` is the count over all ranks: the loss is divided once, so it does not matter how rows were dealt. Every rank must bring
     the same number of batches; one without rows brings padding (`with_rows`).
     """
+    began = time.thread_time()  # on a CPU, waiting for others takes none
     sums = LossSums(sources, device, has_z=state.model.z_loss > 0)
     for number, batch in enumerate(batches):
         set_last_microbatch(state.model, is_last=number == len(batches) - 1)
@@ -113,7 +126,7 @@ def compute_gradients(
         sums.add(output, batch)
         torch.autograd.backward(output.loss_sum / num_targets)
     grad_norm = clip_grad_norm(state.model.parameters(), max_grad_norm)
-    return sums.reduce(grad_norm, num_targets)
+    return sums.reduce(grad_norm, num_targets, seconds=time.thread_time() - began, flops=flops)
 
 
 def forward(state: TrainState, batch: Batch, device: torch.device) -> ModelOutput:

@@ -17,7 +17,7 @@ from stagecoach_workloads.models.generation import evaluating
 from stagecoach_workloads.models.kv_cache import KvCache
 from stagecoach_workloads.models.loss import IGNORE_INDEX
 from stagecoach_workloads.models.multimodal import MultimodalModel
-from stagecoach_workloads.models.prompts import Prompt, pad_left, stack_images
+from stagecoach_workloads.models.prompts import Prompt, check_prompts, pad_left, stack_images
 
 Option = Sequence[int]
 
@@ -48,6 +48,7 @@ def score_options(
     empty = [(row, place) for row, each in enumerate(options) for place, option in enumerate(each) if not option]
     if empty:
         raise DataError(f"option {empty[0][1]} of prompt {empty[0][0]} is empty; give each at least one token")
+    check_prompts(prompts)
     found: list[list[OptionScore]] = []
     with evaluating(model):
         for first in range(0, len(prompts), rows):
@@ -57,11 +58,8 @@ def score_options(
 
 def _score(model: MultimodalModel, prompts: Sequence[Prompt], options: Sequence[Sequence[Option]]) -> list[list[OptionScore]]:
     found: list[list[OptionScore]] = [[] for _ in prompts]
-    shared = (
-        None
-        if model.decoder.rotary.by_length
-        else _Prefix(model, prompts, longest=max((len(o) for each in options for o in each), default=0))
-    )
+    longest = max((len(option) for each in options for option in each), default=0)
+    shared = None if model.decoder.rotary.by_length else _Prefix(model, prompts, longest=longest)
     for place in range(max(map(len, options), default=0)):
         rows = [row for row, each in enumerate(options) if place < len(each)]
         tried = [each[place] if place < len(each) else each[0] if each else [0] for each in options]
@@ -109,8 +107,6 @@ def _whole(model: MultimodalModel, prompts: Sequence[Prompt], tried: Sequence[Op
     """The same without sharing: longrope turns a prompt's keys by how long the row becomes."""
     device = model.decoder.embed.weight.device
     both = [Prompt(tokens=[*prompt.tokens, *option], images=prompt.images) for prompt, option in zip(prompts, tried, strict=True)]
-    if any(not prompt.tokens for prompt in prompts):
-        pad_left(prompts, device)  # says which
     tokens_BT, real_BT = pad_left(both, device)
     labels_BT = torch.full_like(tokens_BT, IGNORE_INDEX)
     for row, option in enumerate(tried):

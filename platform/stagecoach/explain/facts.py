@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
+from stagecoach.checkpoints import latest_committed
 from stagecoach.contract.job import Submission
 from stagecoach.contract.ledger import JobFolder
 from stagecoach.errors import ContractError, NewerFormat
@@ -58,12 +59,14 @@ def gather_job(name: str, folder: JobFolder, *, is_stage: bool, view_of: ViewOf 
         for claim in claims
     )
     cluster = ask(view_of, claims[-1].launcher, claims[-1].name) if view_of and claims else None  # first: a launcher may end a dead attempt
+    attempts = gather_attempts(folder, reader)
     return JobFacts(
         name=name,
         uri=folder.uri,
         is_stage=is_stage,
         submissions=submissions,
-        attempts=gather_attempts(folder, reader),
+        attempts=attempts,
+        committed_step=committed_now(folder, reader) if attempts and attempts[-1].end is None else None,
         manifest=reader.read(folder.stage, None),
         cluster=cluster,
         unreadable=tuple(reader.unreadable),
@@ -88,6 +91,16 @@ def gather_attempts(folder: JobFolder, reader: _Reader) -> tuple[AttemptFacts, .
             )
         found.append(facts)
     return tuple(found)
+
+
+def committed_now(folder: JobFolder, reader: _Reader) -> int | None:
+    """The newest step that may be read, by the rule that every reader of checkpoints has; None when there are no checkpoints at all.
+
+    What an attempt last told of itself can be older than its last commit, or newer than what was found bad since.
+    """
+    if not folder.store.list_folders("checkpoints"):
+        return None
+    return reader.read(lambda: latest_committed(folder)[0], None)
 
 
 def watch_heartbeats(folders: Sequence[JobFolder], jobs: Sequence[JobFacts], wait_s: float) -> list[JobFacts]:
@@ -128,4 +141,7 @@ def look_again(folder: JobFolder, job: JobFacts, waited: float) -> JobFacts | No
     if now is None or before is None or now.heartbeat == before.heartbeat:
         return None
     moved = replace(attempt, progress=now)
-    return replace(job, attempts=(*job.attempts[:-1], moved), heartbeat=Heartbeat(moved=True, watched_s=round(waited, 3)))
+    committed = committed_now(folder, reader)
+    return replace(
+        job, attempts=(*job.attempts[:-1], moved), committed_step=committed, heartbeat=Heartbeat(moved=True, watched_s=round(waited, 3))
+    )

@@ -134,6 +134,7 @@ class JobFacts:
     submissions: tuple[SubmissionFacts, ...] = ()
     attempts: tuple[AttemptFacts, ...] = ()
     manifest: StageManifest | None = None
+    committed_step: int | None = None  # by listing, while an attempt is live; None: it has ended, or the job keeps no checkpoints
     heartbeat: Heartbeat = Heartbeat()
     cluster: ClusterFacts | None = None
     unreadable: tuple[Unreadable, ...] = ()

@@ -109,7 +109,7 @@ def known_of(job: JobFacts, run: str) -> Explanation:
         cause=Cause.NEVER_SUBMITTED,
         next=Next.SUBMIT,
         **_place(job),
-        **(_of_attempt(attempt) if attempt else {}),
+        **(_of_attempt(attempt, job.committed_step) if attempt else {}),
         submission=job.submissions[-1].claim.submission if job.submissions else None,
         attempts=len(job.attempts),
         steps_lost_total=sum(one.end.steps_lost for one in job.attempts if one.end),
@@ -257,8 +257,8 @@ def _previous(attempts: Sequence[AttemptFacts]) -> Previous | None:
     )
 
 
-def _of_attempt(attempt: AttemptFacts) -> dict[str, Any]:
-    """What an attempt's own objects say."""
+def _of_attempt(attempt: AttemptFacts, committed_step: int | None) -> dict[str, Any]:
+    """What an attempt's own objects say, and the listing of checkpoints where there was one."""
     start, end, progress = attempt.start, attempt.end, attempt.progress
     resumed_from = start.resumed_from_step if start else 0
     known: dict[str, Any] = {
@@ -266,6 +266,8 @@ def _of_attempt(attempt: AttemptFacts) -> dict[str, Any]:
         "step": progress.step if progress else resumed_from,
         "committed_step": max(progress.committed_step, resumed_from) if progress else resumed_from,
     }
+    if committed_step is not None:
+        known["committed_step"] = committed_step
     if progress is not None:
         known |= {"steps": progress.steps, "phase": progress.phase, "eta_s": progress.eta_s}
     if start is not None:

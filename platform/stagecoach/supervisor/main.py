@@ -26,7 +26,7 @@ from stagecoach.supervisor.processes import become_subreaper, kill_descendants
 from stagecoach.supervisor.progress import build_progress
 from stagecoach.supervisor.rendezvous import Leader, Link, Peer, find_leader
 from stagecoach.supervisor.settings import SupervisorSettings, read_settings
-from stagecoach.supervisor.waiting import StopRequested, unless_stopped
+from stagecoach.supervisor.waiting import StopRequested, unless_stopped, unless_stopped_before
 
 BUCKET_S = 10.0  # how long an end may wait for the bucket; a successor writes it otherwise
 FLUSH_S = 5.0
@@ -168,8 +168,9 @@ async def attempts(node: Node) -> tuple[int, str]:
 async def lead(node: Node, *, in_place: bool) -> tuple[AttemptStart, Link]:
     """Claims the next attempt."""
     settings = node.settings
-    start = await unless_stopped(
+    start = await unless_stopped_before(  # an attempt that was claimed is begun, and ends as stopped; else it would be found dead
         node.stop,
+        lambda: node.patience_s(BUCKET_S),
         claim_next,
         node.job,
         node.spec,

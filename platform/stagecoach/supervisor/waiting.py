@@ -41,10 +41,22 @@ async def first_of(timeout_s: float, *events: asyncio.Event) -> None:
 
 async def unless_stopped(stop: asyncio.Event, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """Runs a blocking function in a thread. Raises StopRequested as soon as `stop` is set: the thread is left behind."""
+    return await unless_stopped_before(stop, lambda: 0.0, function, *args, **kwargs)
+
+
+async def unless_stopped_before(
+    stop: asyncio.Event, patience_s: Callable[[], float], function: Callable[P, T], *args: P.args, **kwargs: P.kwargs
+) -> T:
+    """The same for a function that changes the ledger: nothing is begun once `stop` is set, and what was begun has `patience_s()` more to
+    return, so that nobody is left with a change that he does not know of."""
+    if stop.is_set():
+        raise StopRequested
     work = asyncio.ensure_future(asyncio.to_thread(function, *args, **kwargs))
     stopped = asyncio.ensure_future(stop.wait())
     await asyncio.wait([work, stopped], return_when=asyncio.FIRST_COMPLETED)
     stopped.cancel()
+    if not work.done() and (left := patience_s()) > 0:
+        await asyncio.wait([work], timeout=left)
     if work.done():
         return work.result()
     work.add_done_callback(lambda late: late.exception())  # nobody asks for it any more

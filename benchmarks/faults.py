@@ -230,8 +230,8 @@ def orphans(rounds: int) -> dict[str, Any]:
         job = start({"steps": 60, "step_s": 0.05, "loaders": 1, "faults": faults})
         supervisor = job.start()
         job.wait_step(6)
-        for name in victim.split(" and "):
-            choose(job, name).kill()
+        for process in [choose(job, name) for name in victim.split(" and ")]:  # found first, so that they die at once
+            process.kill()
         if "supervisor" not in victim:
             time.sleep(1.5)  # the supervisor sees to it, or starts another sweeper; then it is killed as well
             supervisor.kill()

@@ -63,7 +63,7 @@ class Checkpoints:
         self._saved_step: int | None = None
         self._seconds: float | None = None
         self._error: StagecoachError | None = None
-        self._skips = 0
+        self._skips, self._skip_reason = 0, ""
         self._layout: Layout | None = None
         self._reports: deque[Report] = deque()
         self._keep, self._keep_every_steps = keep, keep_every_steps
@@ -105,9 +105,14 @@ class Checkpoints:
         return waited
 
     def wait(self, deadline_s: float | None = None) -> bool:
-        """Waits for the save in flight. True when the step last saved is committed; False when time ran out or it was skipped."""
+        """Waits for the save in flight. True when the step last saved is committed, False when time ran out.
+
+        Raises as `save`, and SaveFailed when that step was skipped: whoever waits needs it.
+        """
         self._wait_while_in_flight(deadline_s)
         self._poll()
+        if self._in_flight is None and self._skips:
+            raise SaveFailed(f"step {self._saved_step} was not saved: {self._skip_reason}")
         return self._in_flight is None and self._saved_step in (None, self.committed_step)
 
     def seconds_of_last_save(self) -> float | None:
@@ -206,7 +211,7 @@ class Checkpoints:
                 self.committed_step, self._seconds = report.step, time.monotonic() - self._began
                 self._in_flight, self._skips = None, 0
             elif report.kind == "skipped":
-                self._in_flight, self._skips = None, self._skips + 1
+                self._in_flight, self._skips, self._skip_reason = None, self._skips + 1, report.text
                 if self._skips >= self._settings.staging_failures:
                     self._error = SaveFailed(f"{self._skips} saves in a row were skipped, the last of step {report.step}: {report.text}")
             elif report.kind in ("failed", "gone"):

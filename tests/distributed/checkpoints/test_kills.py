@@ -1,0 +1,159 @@
+"""A saving process or its rank, killed anywhere: nothing torn is ever offered. F24 to F26, F30, F34, F55."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from stagecoach.checkpoints import State, latest, list_checkpoints, verify
+from stagecoach.contract.ledger import JobFolder
+from stagecoach_workloads.checkpoints import Checkpoints
+from stagecoach_workloads.checkpoints.errors import SaveFailed
+from stagecoach_workloads.testing.checkpointing import assert_equal, blank, start_attempt, whole_state
+
+Build = Callable[..., Checkpoints]
+KILLS = int(os.environ.get("STAGECOACH_SAVER_KILLS", "8"))  # more of them: set it
+
+
+def save(checkpoints: Checkpoints, step: int) -> None:
+    checkpoints.save(step, whole_state(step))
+    checkpoints.before_update()
+    assert checkpoints.wait(120)
+
+
+def go_on_training(checkpoints: Checkpoints) -> None:
+    """The loop of a trainer, until a look says that the save came to nothing."""
+    for _ in range(6000):
+        checkpoints.before_update()
+        time.sleep(0.01)
+
+
+def assert_restores(build: Build, job: JobFolder, step: int) -> None:
+    reader, into = build(job, attempt=max(job.attempt_numbers(), default=1)), blank(whole_state(0))
+    values = reader.restore(into)
+    assert values is not None
+    assert values.step == step
+    assert_equal(into, whole_state(step))
+
+
+@pytest.mark.parametrize("phase", ["upload", "manifest", "commit", "gc"])
+def test_killed_at_each_phase_the_last_commit_is_what_is_offered(build: Build, job: JobFolder, phase: str) -> None:
+    checkpoints = build(job, faults=[{"at": phase, "step": 2, "action": "sigkill"}])
+    save(checkpoints, 1)
+    checkpoints.save(2, whole_state(2))
+    with pytest.raises(SaveFailed, match=r"saving process \(pid \d+\) was killed by SIGKILL"):
+        go_on_training(checkpoints)
+    newest = latest(job)
+    assert newest is not None
+    assert newest.step == (2 if phase == "gc" else 1)
+    assert_restores(build, job, newest.step)
+
+
+def test_killed_at_any_moment_nothing_torn_is_offered(build: Build, job: JobFolder) -> None:
+    """Each attempt saves the next step and is killed at a moment of its own; what is offered then proves right and holds its own step."""
+    chance, offered, seconds = random.Random(7), 0, 0.2
+    for attempt in range(1, KILLS + 1):
+        start_attempt(job, attempt, offered)
+        checkpoints = build(job, attempt=attempt)
+        if attempt == 1:
+            save(checkpoints, 1)
+            offered, seconds = 1, checkpoints.seconds_of_last_save() or seconds
+        step = offered + 1  # the same step again by each attempt, until one commits it
+        checkpoints.save(step, whole_state(step))
+        while not any(report.text == "upload" and report.step == step for report in list(checkpoints._reports)):
+            time.sleep(0.001)  # a process takes its time to start; moments are counted from its first object
+        time.sleep(chance.uniform(0, 0.5 * seconds))
+        link = checkpoints._link
+        assert link is not None
+        os.kill(link.pid, signal.SIGKILL)
+        newest = latest(job)
+        assert newest is not None
+        manifest = verify(job, newest, level="full").manifest
+        assert newest.step in (offered, step)
+        assert manifest.attempt <= attempt
+        offered = newest.step
+        checkpoints.close()
+    start_attempt(job, KILLS + 1, offered)
+    final = build(job, attempt=KILLS + 1)
+    save(final, offered + 1)
+    assert_restores(build, job, offered + 1)
+
+
+def test_the_same_step_by_a_later_attempt_lies_in_a_folder_of_its_own(build: Build, job: JobFolder) -> None:
+    """A killed save of step 2 is not mixed with the next attempt's."""
+    start_attempt(job, 1, 0)
+    first = build(job, attempt=1, faults=[{"at": "manifest", "step": 2, "action": "sigkill"}])
+    save(first, 1)
+    first.save(2, whole_state(2))
+    with pytest.raises(SaveFailed):
+        first.wait(60)
+    start_attempt(job, 2, 1)
+    save(build(job, attempt=2), 2)
+    found = {(each.ref.step, each.ref.attempt): each.state for each in list_checkpoints(job)}
+    assert found[2, 2] == State.COMMITTED
+    assert found.get((2, 1), State.TORN) == State.TORN
+    assert_restores(build, job, 2)
+
+
+def test_a_folder_is_never_written_twice(build: Build, job: JobFolder) -> None:
+    save(build(job), 1)
+    again = build(job)
+    again.save(1, whole_state(3))
+    with pytest.raises(SaveFailed, match="a folder is never used again"):
+        again.wait(60)
+    assert_restores(build, job, 1)
+
+
+def test_newer_torn_ones_do_not_hide_or_cost_a_good_one(build: Build, job: JobFolder) -> None:
+    """F34: retention counts what is committed and right, not folders."""
+    checkpoints = build(job, keep=2)
+    save(checkpoints, 1)
+    for step in (5, 6, 7):
+        job.store.publish(f"checkpoints/step-{step:08d}/attempt-9/model-00000.safetensors", b"torn")
+    for step in (2, 3):
+        save(checkpoints, step)
+    assert [found.ref.step for found in list_checkpoints(job) if found.state == State.COMMITTED][:2] == [3, 2]
+
+
+RANK = """
+import os, sys, time
+from pathlib import Path
+from stagecoach_workloads.testing.checkpointing import build_checkpoints, rank_context, whole_state
+checkpoints = build_checkpoints(rank_context(sys.argv[1], Path(sys.argv[2])))
+for step in range(1, 1000):
+    checkpoints.save(step, whole_state(step))
+    checkpoints.before_update()
+    if step == 1:
+        checkpoints.wait(120)
+        print(checkpoints._link.pid, flush=True)
+"""
+
+
+def test_a_killed_rank_takes_its_saving_process_with_it_and_leaves_no_memory(build: Build, job: JobFolder, tmp_path: Path) -> None:
+    before = set(os.listdir("/dev/shm"))
+    rank = subprocess.Popen([sys.executable, "-c", RANK, job.uri, str(tmp_path / "local")], stdout=subprocess.PIPE, text=True)
+    try:
+        assert rank.stdout is not None
+        saver = psutil.Process(int(rank.stdout.readline()))
+        saver.send_signal(signal.SIGTERM)  # what a platform sends to all: the rank decides, the process goes on
+        time.sleep(0.2)
+        assert saver.is_running()
+    finally:
+        rank.kill()
+        rank.communicate()
+    deadline = time.monotonic() + 10
+    while saver.is_running() and saver.status() != psutil.STATUS_ZOMBIE and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not saver.is_running() or saver.status() == psutil.STATUS_ZOMBIE
+    mine = {name for name in set(os.listdir("/dev/shm")) - before if "stagecoach" in name}
+    assert not mine
+    newest = latest(job)
+    assert newest is not None
+    verify(job, newest, level="full")

@@ -158,7 +158,7 @@ def test_dead_sinks_of_every_kind_never_hold_up_a_step(tmp_path: Path) -> None:
         assert log.lost > 0
     p99 = sorted(took)[495]
     print(f"step p99 with dead sinks: {p99 * 1e3:.2f} ms, closing: {closing:.2f} s")
-    assert p99 < 0.020  # 0.2 ms on an idle machine
+    assert p99 < 0.05  # a step that waited for one of them would take seconds; the rest is what other programs take of the processor
     assert closing < 8
 
 

@@ -66,6 +66,8 @@ def shard_groups(tensor: Tensor) -> tuple[dist.ProcessGroup, ...]:
 def _sum_of_squares(parts: list[Tensor]) -> Tensor:
     """fp64 scalar: what is summed over ranks and parameters must not depend on how they were cut, beyond rounding of each part."""
     norms = [norm for kind in _by_kind(parts) for norm in torch._foreach_norm(kind, 2, dtype=_at_least_fp32(kind[0].dtype))]
+    if not norms:
+        return torch.zeros((), dtype=torch.float64, device=parts[0].device)
     return torch.stack([norm.to(norms[0].device, torch.float64) for norm in norms]).square().sum()
 
 
@@ -74,8 +76,9 @@ def _at_least_fp32(dtype: torch.dtype) -> torch.dtype:
 
 
 def _by_kind(tensors: Iterable[Tensor]) -> list[list[Tensor]]:
-    """Lists of one device and type, as the fused list operations want them."""
+    """Lists of one device and type, as the fused list operations want them; empty shards are left out."""
     kinds: defaultdict[tuple[torch.device, torch.dtype], list[Tensor]] = defaultdict(list)
     for tensor in tensors:
-        kinds[tensor.device, tensor.dtype].append(tensor)
+        if tensor.numel():
+            kinds[tensor.device, tensor.dtype].append(tensor)
     return list(kinds.values())

@@ -147,7 +147,7 @@ def diff_command(a: str, b: str, part: str | None, as_json: bool) -> None:
 
     A job's folder stands for its newest checkpoint.
     """
-    from stagecoach.checkpoints import read_manifest
+    from stagecoach.checkpoints import verify
     from stagecoach.checkpoints.addresses import find_one
     from stagecoach.checkpoints.diff import Side, differences
     from stagecoach.explain.resolve import PERSON
@@ -155,7 +155,7 @@ def diff_command(a: str, b: str, part: str | None, as_json: bool) -> None:
     sides = []
     for address in (a, b):
         job, ref = find_one(address, settings=PERSON)
-        sides.append(Side(job=job, ref=ref, manifest=read_manifest(job, ref)[0]))
+        sides.append(Side(job=job, ref=ref, manifest=verify(job, ref, level="sizes").manifest))
     found = list(differences(*sides, part=part))
     if as_json:
         plain = [{"part": each.part, "name": each.name, "says": each.says, "max_abs": _plain(each.max_abs)} for each in found]

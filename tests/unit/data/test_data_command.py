@@ -23,7 +23,7 @@ from stagecoach_workloads.cli.data import as_uri, parse_steps
         (("inspect", "http://169.254.169.254/latest"), "169.254.169.254 is a loopback, link-local"),
         (("convert", "", "target", "--from", "llava"), "the URI is empty"),
         (("convert", "source", "s3://me:hunter2hunter2@bucket/x", "--from", "llava"), "carries a user or password"),
-        (("index", "pipe:ls", "--tokenizer", "tokenizer.json"), "'pipe:' would run a command"),
+        (("index", "pipe:ls", "--tokenizer", "pipe:ls"), "'pipe:' would run a command"),
         (("plan", "mm1_tiny", "--stage", "pretrain", "--data", ""), "the URI is empty"),
         (("plan", "mm1_tiny", "--stage", "pretrain", "--steps", "0:²"), "--steps 0:²: two numbers A:B with A < B"),
     ],

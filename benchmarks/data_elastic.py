@@ -8,7 +8,6 @@ steps each. Exit 1 at the first difference, with the step. Takes about half an h
 """
 
 import argparse
-import importlib
 import json
 import random
 import sys
@@ -18,13 +17,14 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from stagecoach.contract.plan import StagePlan
+from stagecoach.recipes.tiny import mm1_tiny
 from stagecoach_workloads.data.made.corpus import make_corpus
 from stagecoach_workloads.data.plan.open import open_data
+from stagecoach_workloads.testing.collated import gathered
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests/distributed/data"))
-elastic = importlib.import_module("test_elastic")
 warnings.filterwarnings("ignore", message="This DataLoader will create")
-RESUMED_STEPS = 8
+STEPS, RESUMED_STEPS = 200, 8
 
 
 def numbers(text: str) -> list[int]:
@@ -40,15 +40,15 @@ def compare(found: list[str], reference: list[str], start: int, what: str) -> No
         sys.exit(f"{what}: only {len(found)} steps came out")
 
 
-def check(corpus: str, ranks: int, workers: int, resumes: int, reference: list[str]) -> dict[str, Any]:
+def check(stage: StagePlan, corpus: str, ranks: int, workers: int, resumes: int, reference: list[str]) -> dict[str, Any]:
     begun = time.perf_counter()
     what = f"{ranks} ranks, {workers} workers"
-    compare(elastic.gathered(corpus, ranks=ranks, workers=workers), reference, 0, what)
+    compare(gathered(stage, corpus, ranks=ranks, workers=workers, stop=STEPS), reference, 0, what)
     rng = random.Random(1000 * ranks + workers)
-    starts = sorted(rng.sample(range(1, elastic.STEPS - RESUMED_STEPS), resumes))
+    starts = sorted(rng.sample(range(1, STEPS - RESUMED_STEPS), resumes))
     for start in starts:
-        state = json.loads(json.dumps(open_data(elastic.stage(), data=corpus).plan.state(start)))
-        found = elastic.gathered(corpus, ranks=ranks, workers=workers, start=start, stop=start + RESUMED_STEPS, state=state)
+        state = json.loads(json.dumps(open_data(stage, data=corpus).plan.state(start)))
+        found = gathered(stage, corpus, ranks=ranks, workers=workers, start=start, stop=start + RESUMED_STEPS, state=state)
         compare(found, reference, start, f"{what}, resumed at {start}")
     return {"ranks": ranks, "workers": workers, "resumed_at": starts, "equal": True, "s": round(time.perf_counter() - begun, 1)}
 
@@ -61,18 +61,19 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     results: list[dict[str, Any]] = []
+    stage = mm1_tiny().stages[0]
     with tempfile.TemporaryDirectory(prefix="stagecoach-elastic-") as folder:
         make_corpus(f"file://{folder}", profile="tiny", only=("captions", "captions_synthetic", "interleaved", "text"))
-        reference = elastic.gathered(f"file://{folder}", ranks=1, workers=0)
-        if len(set(reference)) != elastic.STEPS:
+        reference = gathered(stage, f"file://{folder}", ranks=1, workers=0, stop=STEPS)
+        if len(set(reference)) != STEPS:
             sys.exit("steps have equal tensors: the comparison would prove nothing")
         for workers in given.workers:
             for ranks in given.ranks:
-                results.append(check(f"file://{folder}", ranks, workers, given.resumes, reference))
+                results.append(check(stage, f"file://{folder}", ranks, workers, given.resumes, reference))
                 print(json.dumps(results[-1]), flush=True)
                 if given.json:
                     given.json.write_text(json.dumps(results, indent=1) + "\n")
-    print(f"{len(results)} combinations x {elastic.STEPS} steps, each resumed at {given.resumes} steps: all equal")
+    print(f"{len(results)} combinations x {STEPS} steps, each resumed at {given.resumes} steps: all equal")
 
 
 if __name__ == "__main__":

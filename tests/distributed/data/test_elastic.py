@@ -1,6 +1,5 @@
 """Real worker processes: collated tensors are the same for any number of ranks and workers, from any step, across kills and signals."""
 
-import hashlib
 import json
 import os
 import random
@@ -8,6 +7,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -15,8 +15,9 @@ import pytest
 from stagecoach.contract.plan import StagePlan
 from stagecoach.recipes.tiny import mm1_tiny
 from stagecoach_workloads.data.plan.open import open_data
-from stagecoach_workloads.data.work.collate import Batch
 from stagecoach_workloads.data.work.loader import StepLoader, WorkSettings
+from stagecoach_workloads.testing import collated
+from stagecoach_workloads.testing.collated import row_hashes
 
 STEPS = 200
 
@@ -25,43 +26,8 @@ def stage() -> StagePlan:
     return mm1_tiny().stages[0]
 
 
-def row_hashes(batch: Batch) -> list[str]:
-    """A hash of each row's tensors, its images included."""
-    found = []
-    for row in range(len(batch.tokens_BT)):
-        digest = hashlib.sha256()
-        for tensor in (batch.tokens_BT, batch.labels_BT, batch.document_ids_BT, batch.positions_BT):
-            digest.update(tensor[row].numpy().tobytes())
-        mine = batch.image_slots[:, 0] == row
-        digest.update(batch.image_slots[mine][:, 1:].numpy().tobytes() + batch.image_regions[mine].numpy().tobytes())
-        for pixels in batch.pixel_values:
-            digest.update(pixels[mine].numpy().tobytes())
-        found.append(digest.hexdigest())
-    return found
-
-
-def gathered(
-    corpus: str, *, ranks: int, workers: int, start: int = 0, stop: int = STEPS, state: dict[str, object] | None = None
-) -> list[str]:
-    """One hash a step: the rows' hashes of all ranks, put back into the global order."""
-    by_step: list[dict[int, str]] = [{} for _ in range(start, stop)]
-    for rank in range(ranks):
-        data = open_data(stage(), data=corpus)
-        loader = StepLoader(
-            data,
-            rank=rank,
-            world_size=ranks,
-            start=start,
-            stop=stop,
-            state=state,
-            settings=WorkSettings(workers=workers, prefetch=1 + rank % 3),
-        )
-        reference = open_data(stage(), data=corpus).plan
-        for step in loader:
-            places = reference.assign(reference.batch(step.step), ranks)[rank]
-            for numbers, batch in zip(places, step.batches, strict=True):
-                by_step[step.step - start].update(zip(numbers, row_hashes(batch), strict=True))
-    return [hashlib.sha256("".join(rows[number] for number in sorted(rows)).encode()).hexdigest() for rows in by_step]
+def gathered(corpus: str, *, ranks: int, workers: int, start: int = 0, stop: int = STEPS, state: dict[str, Any] | None = None) -> list[str]:
+    return collated.gathered(stage(), corpus, ranks=ranks, workers=workers, start=start, stop=stop, state=state)
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,6 @@ the first frame counts; EXIF orientation is applied. Sizes in the index are thos
 """
 
 import io
-import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -107,10 +106,9 @@ def _open(body: bytes) -> Any:
     from PIL import Image
 
     kind = sniff(body)
+    Image.MAX_IMAGE_PIXELS = None  # Pillow would only warn of a decompression bomb; the size is checked below, before anything is decoded
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")  # a decompression bomb is only a warning to Pillow
-            picture = Image.open(io.BytesIO(body), formats=[kind])
+        picture = Image.open(io.BytesIO(body), formats=[kind])
     except Exception as error:  # Pillow's parsers raise many kinds, SyntaxError and struct.error among them
         raise ImageRefused(f"its {kind} header cannot be read: {error}") from None
     _check_size(picture.width, picture.height)

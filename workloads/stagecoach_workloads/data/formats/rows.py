@@ -1,0 +1,103 @@
+"""Formats whose samples are rows of JSON: LLaVA/ShareGPT conversations, preference pairs, text lines, COCO captions."""
+
+import re
+from typing import Any
+
+from stagecoach.errors import DataError
+from stagecoach_workloads.data.formats.reading import Found, Input, json_rows, key_for, named_image
+from stagecoach_workloads.data.samples import Content, Sample, SampleError, Turn, document, image
+from stagecoach_workloads.data.writer import Rejected
+
+_ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
+_PLACEHOLDER = re.compile(r"\s*<image>\s*")
+
+
+def llava(given: Input, row: dict[str, Any], key: str) -> Sample:
+    """LLaVA's and ShareGPT's: `id`, `image` (a path or a list), `conversations` of `from`/`value`; <image> in the text marks the place
+    (haotian-liu/LLaVA docs/Finetune_Custom_Data.md)."""
+    named = row.get("image", row.get("images", []))
+    names = [named] if isinstance(named, str) else list(named or [])
+    turns: list[Turn] = []
+    shown = 0
+    for said in row.get("conversations") or row.get("messages") or []:
+        role = _ROLES.get(str(said.get("from", said.get("role", ""))))
+        value = said.get("value", said.get("content"))
+        if role is None or not isinstance(value, str):
+            raise SampleError(f"a turn is by {said.get('from', said.get('role'))!r} with a value of type {type(value).__name__}")
+        content = _with_images(value, shown)
+        shown += sum(not isinstance(part, str) for part in content)
+        turns.append(Turn(role, tuple(content)))
+    if shown == 0 and names and turns:  # some sets leave the placeholder out: images then come first
+        first = next((place for place, turn in enumerate(turns) if turn.role == "user"), 0)
+        turns[first] = Turn(turns[first].role, (*(image(number) for number in range(len(names))), *turns[first].content))
+        shown = len(names)
+    if shown != len(names):
+        raise SampleError(f"has {len(names)} images and {shown} <image> placeholders")
+    images = tuple(named_image(given, name) for name in names)
+    return Sample(
+        key=key,
+        kind="conversation",
+        category=given.category,
+        turns=tuple(turns),
+        images=images,
+        extra={"source_id": str(row.get("id", ""))},
+    )
+
+
+def _with_images(text: str, first: int) -> list[Content]:
+    """Text with <image> marks as content; images count from `first`."""
+    parts = _PLACEHOLDER.split(text)
+    content: list[Content] = [parts[0]] if parts[0] else []
+    for number, part in enumerate(parts[1:]):
+        content.append(image(first + number))
+        if part:
+            content.append(part)
+    return content
+
+
+def preference(given: Input, row: dict[str, Any], key: str) -> Sample:
+    """`prompt`, `chosen`, `rejected`, and `image` or `images` (TRL's and most preference sets' names); `question` for `prompt` too."""
+    prompt = row.get("prompt", row.get("question"))
+    answers = [row.get("chosen"), row.get("rejected")]
+    if not isinstance(prompt, str) or not all(isinstance(answer, str) and answer.strip() for answer in answers):
+        raise SampleError("needs the texts `prompt`, `chosen` and `rejected`")
+    named = row.get("image", row.get("images", []))
+    names = [named] if isinstance(named, str) else list(named or [])
+    content = _with_images(prompt, 0)
+    if not any(not isinstance(part, str) for part in content):
+        content = [*(image(number) for number in range(len(names))), *content]
+    turns = (Turn("user", tuple(content)), Turn("chosen", (str(answers[0]),)), Turn("rejected", (str(answers[1]),)))
+    return Sample(key=key, kind="preference", category=given.category, turns=turns, images=tuple(named_image(given, n) for n in names))
+
+
+def text_line(given: Input, row: dict[str, Any], key: str) -> Sample:
+    """`text`, as in most JSON-lines corpora; `content` too."""
+    text = row.get("text", row.get("content"))
+    if not isinstance(text, str):
+        raise SampleError(f"has no `text` (its fields: {', '.join(sorted(row)[:8])})")
+    return Sample(key=key, kind="text", category=given.category, turns=document(text))
+
+
+def coco(given: Input, key: str, begin: int, end: int) -> Found:
+    """COCO captions: `images` of `id`, `file_name`; `annotations` of `image_id`, `caption` (cocodataset.org/#format-data, 5)."""
+    loaded = json_rows(given.uri, key)[0]
+    names = {item["id"]: item["file_name"] for item in loaded.get("images", []) if isinstance(item, dict)}
+    for number, note in enumerate(loaded["annotations"][begin:end], begin):
+        try:
+            caption = note.get("caption")
+            if note.get("image_id") not in names or not isinstance(caption, str):
+                raise SampleError(f"annotation has image_id {note.get('image_id')!r} and caption {str(caption)[:40]!r}")
+            body = named_image(given, names[note["image_id"]])
+            yield Sample(
+                key=key_for(key, number), kind="pairs", category=given.category, turns=document(image(0), caption.strip()), images=(body,)
+            )
+        except DataError as error:
+            yield Rejected(f"{key} annotation {number}", str(error))
+
+
+def count_coco(given: Input, key: str) -> int:
+    loaded = json_rows(given.uri, key)[0]
+    notes = loaded.get("annotations") if isinstance(loaded, dict) else None
+    if not isinstance(notes, list):
+        raise DataError(f"{given.uri}/{key}: has no list `annotations`; COCO's captions file (captions_*.json) is expected")
+    return len(notes)

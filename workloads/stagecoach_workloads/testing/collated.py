@@ -1,0 +1,41 @@
+"""Hashes of what ranks collated, put back into the global order: equal for every number of ranks and workers, or something is wrong."""
+
+import hashlib
+from typing import Any
+
+from stagecoach.contract.plan import StagePlan
+from stagecoach_workloads.data.plan.open import open_data
+from stagecoach_workloads.data.work.collate import Batch
+from stagecoach_workloads.data.work.loader import StepLoader, WorkSettings
+
+
+def row_hashes(batch: Batch) -> list[str]:
+    """A hash of each row's tensors, its images included."""
+    found = []
+    for row in range(len(batch.tokens_BT)):
+        digest = hashlib.sha256()
+        for tensor in (batch.tokens_BT, batch.labels_BT, batch.document_ids_BT, batch.positions_BT):
+            digest.update(tensor[row].numpy().tobytes())
+        mine = batch.image_slots[:, 0] == row
+        digest.update(batch.image_slots[mine][:, 1:].numpy().tobytes() + batch.image_regions[mine].numpy().tobytes())
+        for pixels in batch.pixel_values:
+            digest.update(pixels[mine].numpy().tobytes())
+        found.append(digest.hexdigest())
+    return found
+
+
+def gathered(
+    stage: StagePlan, corpus: str, *, ranks: int, workers: int, start: int = 0, stop: int, state: dict[str, Any] | None = None
+) -> list[str]:
+    """One hash a step, start to stop: the rows' hashes of all ranks in the global order. Ranks run one after another, in this process."""
+    by_step: list[dict[int, str]] = [{} for _ in range(start, stop)]
+    for rank in range(ranks):
+        settings = WorkSettings(workers=workers, prefetch=1 + rank % 3)
+        data = open_data(stage, data=corpus)
+        loader = StepLoader(data, rank=rank, world_size=ranks, start=start, stop=stop, state=state, settings=settings)
+        reference = open_data(stage, data=corpus).plan
+        for step in loader:
+            places = reference.assign(reference.batch(step.step), ranks)[rank]
+            for numbers, batch in zip(places, step.batches, strict=True):
+                by_step[step.step - start].update(zip(numbers, row_hashes(batch), strict=True))
+    return [hashlib.sha256("".join(rows[number] for number in sorted(rows)).encode()).hexdigest() for rows in by_step]

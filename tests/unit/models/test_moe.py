@@ -13,7 +13,7 @@ from stagecoach.contract.plan import Moe
 from stagecoach.errors import ConfigError
 from stagecoach_workloads.models.attention import build_row_mask
 from stagecoach_workloads.models.decoder import Decoder, is_sparse_layer
-from stagecoach_workloads.models.moe import MoeFeedForward, within_capacity
+from stagecoach_workloads.models.moe import MoeFeedForward, can_group, within_capacity
 
 N, D, FF, E = 20, 16, 24, 4
 
@@ -126,3 +126,31 @@ def test_shapes_that_cannot_work_are_named(tiny_decoder: Callable[..., DecoderPl
         Decoder(tiny_decoder(moe=Moe(experts=4, every=1, top_k=5)))
     with pytest.raises(ConfigError, match=r"decoder.heads=4 is no multiple of decoder.kv_heads=3"):
         Decoder(tiny_decoder(kv_heads=3))
+
+
+def test_grouped_gemm_is_found_under_either_name_and_the_loop_stands_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch has it as F.grouped_mm, before as torch._grouped_mm, and once had none."""
+    moe = MoeFeedForward(width=16, ffn_width=32, experts=4).bfloat16()
+    for parameter in moe.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    x = torch.randn(1, 12, 16, dtype=torch.bfloat16)
+    weights = moe.gate, moe.up, moe.down
+    moe.math = "loop"
+    expected = moe(x)[0]
+    moe.math = "auto"
+    calls: list[str] = []
+    real = getattr(F, "grouped_mm", None) or torch._grouped_mm
+
+    def counted(name: str) -> Callable[..., torch.Tensor]:
+        return lambda *args, **options: (calls.append(name), real(*args, **options))[1]
+
+    monkeypatch.setattr(F, "grouped_mm", counted("new"), raising=False)
+    monkeypatch.setattr(torch, "_grouped_mm", counted("old"), raising=False)
+    assert can_group(x[0], *weights)
+    assert (moe(x)[0] - expected).abs().max() < 0.02 * expected.abs().max()
+    monkeypatch.delattr(F, "grouped_mm")
+    assert (moe(x)[0] - expected).abs().max() < 0.02 * expected.abs().max()
+    assert calls == ["new"] * 3 + ["old"] * 3
+    monkeypatch.delattr(torch, "_grouped_mm")
+    assert not can_group(x[0], *weights)
+    assert torch.equal(moe(x)[0], expected)

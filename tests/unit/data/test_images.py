@@ -2,7 +2,9 @@
 
 import io
 import struct
+import warnings
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -153,3 +155,16 @@ def test_exif_is_found_behind_other_segments_and_damage_in_front_of_the_scan_is_
     late = body[:2] + comment + comment + body[2:]  # beyond the first 64 KiB
     assert image_info(late).orientation == 8
     assert image_info(b"\xff\xd8\xff\xff" + saved(gradient())[3:]).orientation == 1  # fill bytes before a marker
+
+
+def test_opening_images_in_threads_leaves_the_process_s_warnings_alone() -> None:
+    """Filters are of the process: a thread that makes them errors for a moment turns any other thread's warning into a crash (seen)."""
+    out = io.BytesIO()
+    Image.new("RGB", (64, 48)).save(out, "PNG")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with ThreadPoolExecutor(4) as pool:
+            opened = [pool.submit(image_info, out.getvalue()) for _ in range(400)]
+            while not all(future.done() for future in opened):
+                assert warnings.filters[0][0] == "ignore"
+        assert {(info.result().width, info.result().height) for info in opened} == {(64, 48)}

@@ -29,7 +29,8 @@ class State(StrEnum):
     TORN = "torn"  # not committed: being written, or its writer was killed, or it is being removed
     QUARANTINED = "quarantined"  # found bad
     FENCED = "fenced"  # committed by an attempt that had a successor already
-    NEWER_FORMAT = "newer format"  # fine, but this program is too old; told only where manifests are read
+    DAMAGED = "damaged"  # committed, and not what was committed any more. This and the next: only where manifests are read
+    NEWER_FORMAT = "newer format"  # fine, but this program is too old
 
 
 @dataclass(frozen=True, kw_only=True)

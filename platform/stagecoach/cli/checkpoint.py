@@ -68,17 +68,17 @@ def list_command(uri: str, as_json: bool) -> None:
 
 def _row(job: "JobFolder", ref: "CheckpointRef", state: str, reason: str) -> dict[str, object]:
     """One line of `list`. The manifest says how large it is, and whether this program can read it."""
-    from stagecoach.checkpoints.manifest import NewerCheckpoint, read_manifest
+    from stagecoach.checkpoints import NewerCheckpoint, State, read_manifest
 
     size, ranks = None, None
-    if state == "committed":
+    if state == State.COMMITTED:
         try:
             manifest, _ = read_manifest(job, ref)
             size, ranks = sum(entry.size for entry in manifest.objects), manifest.world_size
         except NewerCheckpoint as error:
-            state, reason = "newer format", str(error)
+            state, reason = State.NEWER_FORMAT.value, str(error)
         except CheckpointError as error:
-            state, reason = "damaged", str(error)
+            state, reason = State.DAMAGED.value, str(error)
     return {"step": ref.step, "attempt": ref.attempt, "state": state, "bytes": size, "ranks": ranks, "reason": reason, "uri": ref.uri}
 
 

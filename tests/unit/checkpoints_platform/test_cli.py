@@ -14,7 +14,7 @@ from stagecoach.cli.checkpoint import checkpoint_group
 from stagecoach.contract.ledger import JobFolder
 from stagecoach.errors import ConfigError, StagecoachError
 from stagecoach.testing.builders import attempt_start, stage_plan
-from stagecoach.testing.checkpoints import Whole, small_state, write_checkpoint
+from stagecoach.testing.checkpoints import Whole, rewrite_manifest, small_state, write_checkpoint
 
 
 def run(*arguments: str) -> Result:
@@ -62,6 +62,19 @@ def test_list_says_of_each_whether_it_may_be_read_and_why_not(filled: JobFolder)
 def test_list_tells_a_damaged_manifest(filled: JobFolder) -> None:
     damage(filled, "checkpoints/step-00000020/attempt-1/MANIFEST.json")
     assert answer("list", filled.uri)[2]["state"] == "damaged"
+
+
+def test_list_tells_one_of_a_newer_format(filled: JobFolder) -> None:
+    ref = next(candidates(filled))
+    rewrite_manifest(
+        filled, ref, filled.store.read(f"{ref.key}/MANIFEST.json").replace(b"stagecoach.checkpoint/1", b"stagecoach.checkpoint/2")
+    )
+    told = answer("list", filled.uri)[2]
+    assert told["state"] == "newer format"
+    assert "newer than stagecoach.checkpoint/1" in told["reason"]
+    assert answer("verify", ref.uri)[0]["damaged"] is False  # nothing to quarantine
+    assert run("verify", "--quarantine", ref.uri).exit_code == 1
+    assert ref in candidates(filled)
 
 
 def test_verify_ends_with_1_and_names_what_is_damaged(filled: JobFolder) -> None:

@@ -3,6 +3,7 @@
 No torch here. What is inside one is `stagecoach.contract.checkpoint`; writing and loading them is `stagecoach_workloads.checkpoints`.
 """
 
+from stagecoach.checkpoints.addresses import checkpoint_at
 from stagecoach.checkpoints.gc import Collected, Decision, collect
 from stagecoach.checkpoints.holds import Lease, LeaseWatch, pin
 from stagecoach.checkpoints.listing import (
@@ -36,6 +37,7 @@ __all__ = [
     "Verified",
     "WeightsDigest",
     "candidates",
+    "checkpoint_at",
     "checkpoint_ref",
     "collect",
     "latest",

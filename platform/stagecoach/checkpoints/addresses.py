@@ -18,19 +18,26 @@ def find(address: str, *, settings: StoreSettings | None = None) -> tuple[JobFol
     Raises ConfigError when nothing of ours is there.
     """
     uri = (address if "://" in address else Path(address).absolute().as_uri()).rstrip("/")
-    match = _ONE.fullmatch(uri)
-    if match is None:
+    if not _ONE.fullmatch(uri):
         job = JobFolder.open(uri.removesuffix(f"/{FOLDER}"), settings=settings)
         if not is_job(job):
             raise ConfigError(
                 f"{job.uri} is no job's folder: it has no plan.json, no attempts and no checkpoints; `stagecoach runs` lists runs"
             )
         return job, None
-    job = JobFolder.open(match["job"], settings=settings)
-    ref = checkpoint_ref(job, int(match["step"]), int(match["attempt"]))
+    job, ref = checkpoint_at(uri, settings=settings)
     if not job.store.list(ref.key):
         raise ConfigError(f"{ref.uri}: there is no such checkpoint. {why_none(job)}")
     return job, ref
+
+
+def checkpoint_at(uri: str, *, settings: StoreSettings | None = None) -> tuple[JobFolder, CheckpointRef]:
+    """The job and the checkpoint that `uri` names (as `CheckpointRef.uri` does); nothing is read. Raises ConfigError for another address."""
+    match = _ONE.fullmatch(uri.rstrip("/"))
+    if match is None:
+        raise ConfigError(f"{uri} is no checkpoint's address; expected {{job}}/{FOLDER}/step-00001000/attempt-1")
+    job = JobFolder.open(match["job"], settings=settings)
+    return job, checkpoint_ref(job, int(match["step"]), int(match["attempt"]))
 
 
 def find_one(address: str, *, settings: StoreSettings | None = None) -> tuple[JobFolder, CheckpointRef]:

@@ -2,8 +2,19 @@
 
 import pytest
 
-from stagecoach.checkpoints import State, candidates, checkpoint_ref, latest, latest_committed, list_checkpoints, quarantine, why_none
+from stagecoach.checkpoints import (
+    State,
+    candidates,
+    checkpoint_at,
+    checkpoint_ref,
+    latest,
+    latest_committed,
+    list_checkpoints,
+    quarantine,
+    why_none,
+)
 from stagecoach.contract.ledger import JobFolder
+from stagecoach.errors import ConfigError
 from stagecoach.testing.builders import attempt_start
 from stagecoach.testing.checkpoints import write_checkpoint
 
@@ -72,3 +83,12 @@ def test_whatever_stands_in_quarantined_it_is_not_read(job: JobFolder) -> None:
 def test_a_job_without_checkpoints_says_so(job: JobFolder) -> None:
     assert why_none(job) == f"{job.uri} has no checkpoints"
     assert checkpoint_ref(job, 7, 2).key == "checkpoints/step-00000007/attempt-2"
+
+
+def test_a_checkpoints_address_leads_back_to_it(job: JobFolder) -> None:
+    ref = write_checkpoint(job, 5)
+    found, there = checkpoint_at(ref.uri + "/")
+    assert there == ref
+    assert found.uri == job.uri
+    with pytest.raises(ConfigError, match="is no checkpoint's address"):
+        checkpoint_at(job.uri)

@@ -6,7 +6,7 @@ from pathlib import Path
 from stagecoach.checkpoints.listing import FOLDER, CheckpointRef, checkpoint_ref, latest
 from stagecoach.checkpoints.verify import why_none
 from stagecoach.contract.ledger import JobFolder
-from stagecoach.errors import ConfigError, StagecoachError
+from stagecoach.errors import CheckpointError, ConfigError, StagecoachError
 from stagecoach.storage import StoreSettings
 
 _ONE = re.compile(rf"(?P<job>.+)/{FOLDER}/step-(?P<step>[0-9]{{8,18}})/attempt-(?P<attempt>[1-9][0-9]{{0,17}})")
@@ -32,10 +32,10 @@ def find(address: str, *, settings: StoreSettings | None = None) -> tuple[JobFol
 
 
 def checkpoint_at(uri: str, *, settings: StoreSettings | None = None) -> tuple[JobFolder, CheckpointRef]:
-    """The job and the checkpoint that `uri` names (as `CheckpointRef.uri` does); nothing is read. Raises ConfigError for another address."""
+    """The job and the checkpoint that `uri` names, as `CheckpointRef.uri` does; nothing is read. Raises CheckpointError for another one."""
     match = _ONE.fullmatch(uri.rstrip("/"))
     if match is None:
-        raise ConfigError(f"{uri} is no checkpoint's address; expected {{job}}/{FOLDER}/step-00001000/attempt-1")
+        raise CheckpointError(f"{uri} is no checkpoint's address; expected {{job}}/{FOLDER}/step-00001000/attempt-1")
     job = JobFolder.open(match["job"], settings=settings)
     return job, checkpoint_ref(job, int(match["step"]), int(match["attempt"]))
 

@@ -14,7 +14,7 @@ from stagecoach.checkpoints import (
     why_none,
 )
 from stagecoach.contract.ledger import JobFolder
-from stagecoach.errors import ConfigError
+from stagecoach.errors import CheckpointError
 from stagecoach.testing.builders import attempt_start
 from stagecoach.testing.checkpoints import write_checkpoint
 
@@ -90,5 +90,5 @@ def test_a_checkpoints_address_leads_back_to_it(job: JobFolder) -> None:
     found, there = checkpoint_at(ref.uri + "/")
     assert there == ref
     assert found.uri == job.uri
-    with pytest.raises(ConfigError, match="is no checkpoint's address"):
+    with pytest.raises(CheckpointError, match="is no checkpoint's address"):
         checkpoint_at(job.uri)

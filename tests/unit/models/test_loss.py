@@ -53,6 +53,21 @@ def test_nothing_to_predict_is_zero_and_not_nan() -> None:
     assert not hidden.grad.any()
 
 
+def test_no_row_at_all_gives_zero_gradients() -> None:
+    hidden, weight, labels = inputs()
+    chunked_cross_entropy(hidden[:0], weight, labels[:0]).loss_sum.backward()
+    assert weight.grad is not None
+    assert not weight.grad.any()
+
+
+def test_a_second_backward_is_refused_and_not_wrong() -> None:
+    hidden, weight, labels = inputs()
+    loss = chunked_cross_entropy(hidden, weight, labels).loss_sum
+    (loss / 3).backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        (loss / 3).backward()
+
+
 def test_bf16_is_as_close_as_bf16_allows() -> None:
     hidden, weight, labels = inputs(64, 32, 50)
     exact = chunked_cross_entropy(hidden, weight, labels)

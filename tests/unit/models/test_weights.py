@@ -307,6 +307,8 @@ def test_layouts_that_are_not_built_are_named(decoder_folder: Path, tiny_decoder
         encoder_from_config({"model_type": "clip_vision_model", "hidden_act": "gelu"}, "memory")
     with pytest.raises(ConfigError, match=r"decoder.qkv_bias=True does not fit layout 'phi3'"):
         export_decoder(TensorsInMemory({}), tiny_decoder(qkv_bias=True), "memory://x", layout="phi3")
+    with pytest.raises(ConfigError, match=r"layout 'llama' has no experts .*; export the whole model instead"):
+        export_decoder(TensorsInMemory({}), tiny_decoder(moe=Moe(experts=2, every=1)), "memory://x", layout="llama")
     with pytest.raises(ConfigError, match="unknown decoder layout 'gpt2'; known here: llama, qwen2, phi3"):
         export_decoder(TensorsInMemory({}), tiny_decoder(), "memory://x", layout="gpt2")
 

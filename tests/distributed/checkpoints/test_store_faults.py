@@ -99,6 +99,15 @@ def test_a_store_that_stays_away_is_told_by_a_step_soon_after(build: Build, s3_j
         checkpoints.save(3, whole_state(3))
 
 
+def test_a_store_that_stays_away_fails_the_restore_and_puts_nothing_away(build: Build, s3_job: JobFolder, faulty: FaultServer) -> None:
+    save(build(s3_job, store=PATIENT), 1)
+    faulty.faults.refuse_while = lambda: True
+    with pytest.raises(StorageError, match="gave up after"):
+        build(s3_job, attempt=2, store=HASTY).restore(blank(whole_state(0)))
+    faulty.faults.refuse_while = lambda: False
+    assert latest(s3_job).step == 1  # type: ignore[union-attr]
+
+
 def test_a_full_bucket_is_told_and_the_last_commit_stays(build: Build, job: JobFolder, tmp_path: Path) -> None:
     """What cannot be written (here: a file where the folder should be) fails the next step, not silently."""
     checkpoints = build(job)

@@ -23,7 +23,7 @@ def mix(key: int, numbers: np.ndarray) -> np.ndarray:
 
 def permutation(key: int, count: int) -> np.ndarray:
     """A permutation of range(count) that depends on the key alone."""
-    return np.argsort(mix(key, np.arange(count, dtype=np.uint64)), kind="stable")
+    return np.argsort(mix(key, np.arange(count, dtype=np.uint64)))  # no ties: mix is a bijection, so any sort gives the same order
 
 
 def fractions(key: int, numbers: np.ndarray) -> np.ndarray:

@@ -96,6 +96,16 @@ class DataPlan:
             return [(self._streams[0], step * self.batch_settings.size)]
         return [(stream, int(cursor)) for stream, cursor in zip(self._streams, self._mixer.before(step), strict=True)]
 
+    def forget(self) -> None:
+        """Drops every window that is packed or known: what a fresh process would know. For measuring."""
+        for stream in self._streams:
+            stream.forget()
+
+    @property
+    def window_samples(self) -> int:
+        """Samples that are packed together, of the first stream."""
+        return self._streams[0].window
+
     @property
     def counts_rows(self) -> bool:
         """True when the mixture's weights count rows, False when they count samples."""

@@ -67,7 +67,7 @@ class Source:
         if (epoch, group) not in self._groups:
             blocks = order[group * self._window : (group + 1) * self._window]
             numbers = np.concatenate([np.arange(self._blocks[block], self._blocks[block + 1]) for block in blocks])
-            self._groups[epoch, group] = numbers[np.argsort(mix(self._key ^ key_of("samples", epoch), numbers), kind="stable")]
+            self._groups[epoch, group] = numbers[np.argsort(mix(self._key ^ key_of("samples", epoch), numbers))]
             if len(self._groups) > 3:
                 self._groups.popitem(last=False)
         return self._groups[epoch, group]

@@ -142,6 +142,11 @@ class Stream:
                 )
         self._marks = sorted(known.items())
 
+    def forget(self) -> None:
+        """Back to what a fresh stream knows."""
+        self._anchor, self._ends, self._marks = (0, 0), [], [(0, 0)]
+        self._packed.clear()
+
     def packed(self, window: int) -> list[Row]:
         """The window's rows, in shuffled order."""
         if window not in self._packed:

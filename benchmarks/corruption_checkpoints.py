@@ -1,6 +1,6 @@
 """Damages real checkpoints in every way and counts who notices: at least 1,000 times, spread evenly over the kinds of objects.
 
-python benchmarks/corruption_checkpoints.py [--rounds 26] [--s3-rounds 3] [--json FILE]
+python benchmarks/corruption_checkpoints.py [--rounds 26] [--s3-rounds 1] [--json FILE]
 
 Two gloo ranks save through the real saving processes: steps 20 and 30 as attempt 1, step 30 again as attempt 2. One object of the newest
 is then flipped in a bit, cut off, removed, or replaced by the same object of another step, attempt or rank. Each time `restore` must load
@@ -159,7 +159,7 @@ def run_trials(scene: Scene, rounds: int, folder: Path) -> tuple[dict[str, int],
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=26, help="of 39 damages each, over file://")
-    parser.add_argument("--s3-rounds", type=int, default=3, help="the same over S3")
+    parser.add_argument("--s3-rounds", type=int, default=1, help="the same over S3")
     parser.add_argument("--json", type=Path)
     for name in ("--rank", "--attempt"):
         parser.add_argument(name, type=int, help=argparse.SUPPRESS)

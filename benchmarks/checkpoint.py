@@ -9,7 +9,8 @@
 - save, load: GB/s from `save` to the commit, and of a load with every block proven, beside torch.distributed.checkpoint (async_save to its
   file writer and its fsspec writer; load without proof), taking turns. Limit: ahead in both.
 
-`ok` says whether a limit was kept; the exit is 0 either way.
+Of each way the fastest round counts, since what else the machine does can only slow it down; medians stand beside it. `ok` says whether
+a limit was kept; the exit is 0 either way.
 """
 
 import argparse
@@ -124,7 +125,7 @@ def plain_copy_s(training: Training) -> float:
         for target, source in zip(targets, sources, strict=True):
             target.copy_(source)
 
-    return statistics.median(timed(copy) for _ in range(5))
+    return min(timed(copy) for _ in range(5))
 
 
 def measure_steps(training: Training, size: Size, folder: Path) -> None:
@@ -132,10 +133,10 @@ def measure_steps(training: Training, size: Size, folder: Path) -> None:
         checkpoints.save(1, training.state)  # the process is up and its memory touched, as after a restore
         checkpoints.wait()
         copy_s = plain_copy_s(training)
-        waits, added, step = [], [], 1
+        waits, withs, withouts, step = [], [], [], 1
         for _ in range(size.blocks):
             settle()
-            without_s = timed(lambda: [training.step(lambda: None) for _ in range(size.steps)])
+            withouts.append(timed(lambda: [training.step(lambda: None) for _ in range(size.steps)]))
             waited: list[float] = []
 
             def block(waited: list[float] = waited, first: int = step + 1) -> None:
@@ -144,15 +145,15 @@ def measure_steps(training: Training, size: Size, folder: Path) -> None:
                     if index == 0:
                         waited.append(timed(lambda: checkpoints.save(first, training.state)))
 
-            with_s = timed(block)
+            withs.append(timed(block))
             checkpoints.wait()
             step += 1
             waits.append(sum(waited))
-            added.append(with_s - without_s)
     say("wait per save", f"median {statistics.median(waits) * 1e3:.1f} ms, worst {max(waits) * 1e3:.1f} ms", max(waits) <= MAX_WAIT_S)
-    ratio = statistics.median(added) / copy_s
-    say("added per save", f"{statistics.median(added):.3f} s = {ratio:.2f} copies of {copy_s:.3f} s "
-        f"(blocks: {', '.join(f'{each / copy_s:.2f}' for each in added)})", ratio <= MAX_ADDED)  # fmt: skip
+    added_s, median_s = min(withs) - min(withouts), statistics.median(withs) - statistics.median(withouts)
+    ratio, blocks = added_s / copy_s, f"blocks of {size.steps} steps: {min(withs):.2f} s with, {min(withouts):.2f} s without"
+    say("added per save", f"{added_s:.3f} s = {ratio:.2f} copies of {copy_s:.3f} s (medians: {median_s / copy_s:.2f}; {blocks})",
+        ratio <= MAX_ADDED)  # fmt: skip
 
 
 class NoDigest:
@@ -182,9 +183,10 @@ def measure_digests(training: Training, size: Size, folder: Path) -> None:
         finally:
             upload_module.Digest, digest.of = whole, block  # type: ignore[misc]
 
-    ratios = [write("with") / write_without() for _ in range(2 * size.rounds + 1)]
-    ratio = statistics.median(ratios)
-    say("digests", f"with / without {ratio:.3f} (rounds {min(ratios):.3f} to {max(ratios):.3f})", ratio <= MAX_DIGESTS)
+    rounds = [(write("with"), write_without()) for _ in range(2 * size.rounds + 1)]
+    fastest = min(with_s for with_s, _ in rounds) / min(without_s for _, without_s in rounds)
+    median = statistics.median(with_s / without_s for with_s, without_s in rounds)
+    say("digests", f"with / without {fastest:.3f} (median of rounds {median:.3f})", fastest <= MAX_DIGESTS)
 
 
 def measure_peer(training: Training, size: Size, folder: Path) -> None:
@@ -206,8 +208,9 @@ def measure_peer(training: Training, size: Size, folder: Path) -> None:
                 loads[name].append(timed(lambda load=load, number=number: load(number)))
                 check_equal(state, into)
     for what, seconds in (("save", saves), ("load", loads)):
-        speeds = {name: num_bytes / GB / statistics.median(times[1:]) for name, times in seconds.items()}  # the first is to warm
-        told = ", ".join(f"{name} {speed:.2f}" for name, speed in speeds.items())
+        speeds = {name: num_bytes / GB / min(times[1:]) for name, times in seconds.items()}  # the first is to warm
+        medians = {name: num_bytes / GB / statistics.median(times[1:]) for name, times in seconds.items()}
+        told = ", ".join(f"{name} {speed:.2f} (median {medians[name]:.2f})" for name, speed in speeds.items())
         say(f"{what} GB/s", told, speeds["ours"] > max(speed for name, speed in speeds.items() if name != "ours"))
     dist.destroy_process_group()
 

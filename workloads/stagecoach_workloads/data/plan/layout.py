@@ -62,7 +62,8 @@ class Layout:
     def sizes(self, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(positions, encoded images) per sample, vectorised."""
         text = _sums(self.lengths.start, self.lengths.runs, samples)
-        first, counts = self.index.image_start[samples], np.diff(self.index.image_start)[samples] if len(samples) else np.zeros(0, int)
+        first = self.index.image_start[samples]
+        counts = self.index.image_start[samples + 1] - first  # of these alone: the whole column is 800 MB at a hundred million rows
         if self.kind == "video" and self.settings.frames:
             shown = np.minimum(counts, self.settings.frames)
             return text + shown * self.settings.tokens_per_tile, shown

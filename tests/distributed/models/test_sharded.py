@@ -33,7 +33,7 @@ def test_a_model_sharded_over_two_ranks_equals_the_whole_one(tmp_path: Path) -> 
     rest = [str(WORLD), str(tmp_path / "store"), str(tmp_path / "model"), str(report)]
     ranks = [subprocess.Popen([*command, str(rank), *rest], stderr=subprocess.PIPE, text=True) for rank in range(WORLD)]
     try:
-        errors = [rank.communicate(timeout=120)[1] for rank in ranks]
+        errors = [rank.communicate(timeout=300)[1] for rank in ranks]
     finally:
         for rank in ranks:
             rank.kill()

@@ -13,8 +13,10 @@ import socket
 import sys
 import time
 import traceback
+from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
+from itertools import islice
 from typing import Any
 
 from stagecoach.checkpoints import CheckpointRef, LeaseWatch, checkpoint_ref, collect
@@ -161,11 +163,20 @@ class Saver:
 
 
 def digested(body: memoryview, blocks: list[str]) -> Iterator[bytes]:
-    """The body block by block; the digest of each is added to `blocks` on its way."""
-    for start in range(0, body.nbytes, BLOCK_BYTES):
-        block = bytes(body[start : start + BLOCK_BYTES])
-        blocks.append(digest.of(block))
-        yield block
+    """The body block by block; the digest of each is added to `blocks`. The next one is digested while the last is being sent."""
+    starts = iter(range(0, body.nbytes, BLOCK_BYTES))
+    with ThreadPoolExecutor(1, thread_name_prefix="digest") as pool:
+        ahead = deque(pool.submit(_block, body, start) for start in islice(starts, 1))
+        while ahead:
+            block, proof = ahead.popleft().result()
+            ahead.extend(pool.submit(_block, body, start) for start in islice(starts, 1))
+            blocks.append(proof)
+            yield block
+
+
+def _block(body: memoryview, start: int) -> tuple[bytes, str]:
+    block = bytes(body[start : start + BLOCK_BYTES])
+    return block, digest.of(block)
 
 
 def _values(text: str) -> memoryview:

@@ -3,15 +3,21 @@
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from stagecoach.contract.identity import identity_hash
 from stagecoach.errors import CheckpointError, ConfigError, Diverged
 from stagecoach.testing.training import toy_stage
+from stagecoach_workloads.models.build import build_model
 from stagecoach_workloads.rank import Stopped
 from stagecoach_workloads.train.loop import Run
+from stagecoach_workloads.train.state import full_value
+from stagecoach_workloads.weights.exporting import export_decoder, export_encoder
+from stagecoach_workloads.weights.sources import TensorsInMemory
 
 Train = Callable[..., Any]
 pytestmark = pytest.mark.filterwarnings("ignore")  # torch's, in what runs as a process of its own otherwise
@@ -184,3 +190,25 @@ def test_a_mesh_that_cannot_be_is_refused_before_anything_is_built(train: Train,
     with pytest.raises(ConfigError, match=rf"layout.*{field}"):
         job.attempt()
     assert identity_hash(plan) == identity_hash(job.plan)  # a layout is no part of what a run is
+
+
+def test_pretrained_folders_fill_their_parts_and_the_vocabulary_grows(train: Train, corpus: str, tmp_path: Path) -> None:
+    """A made encoder and decoder of other weights, the decoder without the added tokens."""
+    plan = toy_stage(corpus, ["duration.steps=1", "optimizer.peak_lr=1e-30", "optimizer.connector_peak_lr=1e-30", "init.kind=pretrained"])
+    rows = plan.model.decoder.vocab_size
+    weights = build_model(replace(plan.model, decoder=replace(plan.model.decoder, added_tokens=0)), seed=9)
+    source = TensorsInMemory(weights.state_dict())
+    export_encoder(source, plan.model.encoder, str(tmp_path / "encoder"))
+    export_decoder(source, replace(plan.model.decoder, added_tokens=0), str(tmp_path / "decoder"), layout="llama")
+    init = replace(plan.init, encoder=str(tmp_path / "encoder"), decoder=str(tmp_path / "decoder"))
+    job = train(replace(plan, init=init))
+    found: dict[str, torch.Tensor] = {}
+    with pytest.MonkeyPatch.context() as patch:
+        at_step(patch, 0, lambda run: found.update({n: full_value(p).clone() for n, p in run.state.model.named_parameters()}))
+        job.attempt()
+    embed = "decoder.embed.weight"
+    assert torch.equal(found[embed][:rows], weights.decoder.embed.weight)
+    assert torch.allclose(found[embed][rows:], weights.decoder.embed.weight.mean(0).expand(plan.model.decoder.added_tokens, -1))
+    theirs = {name: value for name, value in weights.named_parameters() if name != embed and not name.startswith("connector.")}
+    assert all(torch.equal(found[name], value) for name, value in theirs.items())
+    assert not torch.equal(found["connector.position"], weights.get_parameter("connector.position"))  # of the plan's own seed

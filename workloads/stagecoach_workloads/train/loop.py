@@ -1,5 +1,6 @@
 """The training loop. Sharding happened before it, saving and telling are one call each, and nothing in it asks which parallelism is on."""
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from stagecoach.constants import ExitCode
 from stagecoach.contract.plan import DatasetRef, StagePlan
 from stagecoach.errors import Diverged, StagecoachError
 from stagecoach_workloads.checkpoints import Checkpoints
+from stagecoach_workloads.checkpoints.errors import SaveFailed
 from stagecoach_workloads.data.work.collate import BadSample, Batch
 from stagecoach_workloads.parallel.clip import local_part
 from stagecoach_workloads.parallel.replicas import compare_replicas
@@ -56,6 +58,10 @@ class Run:
     bad: list[BadSample] = field(default_factory=list)  # on this rank, in this attempt
     save_error: Exception | None = None
     is_first_step: bool = True
+    last_save: int = field(init=False)  # the step that was saved last, or restored: known to all ranks, committed or not
+
+    def __post_init__(self) -> None:
+        self.last_save = self.state.step
 
     # --- the algorithm
 
@@ -174,6 +180,7 @@ class Run:
 
     def save(self) -> None:
         """Starts a save of the current step; a step that was saved is not saved again."""
+        self.last_save = self.state.step
         with self.log.bucket("checkpoint_stall"):
             self.remembering(lambda: self.checkpoints.save(self.state.step, self.state.to_checkpoint(self.plan)))
 
@@ -188,11 +195,20 @@ class Run:
         """Until the last save is committed. Raises what it failed with, and Stopped when the platform does not wait for it."""
         if self.save_error is not None:
             raise self.save_error
-        while not self.checkpoints.wait(1.0):
+        while not self._waited_for_commit():
             self.context.heartbeat(step=self.state.step, phase="save", committed_step=self.checkpoints.committed_step)
             if self.context.grace_left_s() < LEAVING_S:
                 raise Stopped(committed_step=self.checkpoints.committed_step)
         self.context.heartbeat(step=self.state.step, phase="save", committed_step=self.checkpoints.committed_step)
+
+    def _waited_for_commit(self, patience_s: float = 1.0) -> bool:
+        """True once it is committed. Raises SaveFailed when it was given up, since this was the last step's."""
+        began = time.monotonic()
+        if self.checkpoints.wait(patience_s):
+            return True
+        if time.monotonic() - began < patience_s / 2:
+            raise SaveFailed(f"the save of the last step {self.state.step} was skipped for want of room; the events say where")
+        return False
 
     def leave(self) -> Stopped:
         """Finishes the save in flight, then saves this step too if all ranks have the time. Returns what is to be raised."""
@@ -201,7 +217,7 @@ class Run:
             self.checkpoints.wait(max(0.0, self.context.grace_left_s() - LEAVING_S))
             usual = self.checkpoints.seconds_of_last_save() or 0.0
             fits = usual * SAVE_MARGIN + LEAVING_S < self.context.grace_left_s()
-            if all_ranks_say(fits and self.save_error is None) and self.state.step > self.checkpoints.committed_step:
+            if all_ranks_say(fits and self.save_error is None) and self.state.step != self.last_save:
                 self.check_replicas()
                 self.save()
                 self.checkpoints.wait(max(0.0, self.context.grace_left_s() - LEAVING_S))
@@ -222,6 +238,7 @@ class Run:
             self.state.guard.load_state(guard)
             self.state.guard.rewound(from_step=bad_step, to_step=self.state.step)
             self.state.data = data
+            self.last_save = self.state.step
             self.state.rewinds.append({"from_step": bad_step, "to_step": self.state.step})
             restore_random_state(self.state, values.own, self.plan, self.world.rank)
         self.context.event("rewound", {"to_step": self.state.step, "reason": self.state.guard.reason}, step=bad_step)

@@ -49,7 +49,8 @@ def read_plan(context: RankContext) -> StagePlan:
 def make_deterministic(plan: StagePlan, device: torch.device) -> None:
     """The same seed and world size give the same bits: one kernel for each operation, and as many threads on every machine."""
     torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # costs a pass over all memory; nothing of ours reads what it did not write
+    # Filling what was not written costs a pass over all memory, and nothing of ours reads it.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     if device.type == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.backends.cudnn.benchmark = False

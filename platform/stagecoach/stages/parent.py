@@ -5,12 +5,11 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from stagecoach.checkpoints import CheckpointRef, latest
-from stagecoach.checkpoints.listing import checkpoint_ref
+from stagecoach.checkpoints.addresses import checkpoint_at
 from stagecoach.checkpoints.verify import verify
 from stagecoach.contract.identity import model_fields
 from stagecoach.contract.job import RunRecord, StageManifest
 from stagecoach.contract.ledger import JobFolder, Runs
-from stagecoach.contract.names import whole_number
 from stagecoach.contract.plan import Parent, StagePlan
 from stagecoach.contract.records import leaves
 from stagecoach.errors import CheckpointError, ConfigError
@@ -84,17 +83,6 @@ def _named(uri: str) -> FoundParent:
     if ref_of_stage is None:
         raise ConfigError(f"--from-checkpoint {uri}: no committed checkpoint there; name the folder of a stage or of a checkpoint")
     return FoundParent(job=job, ref=ref_of_stage, told=told)
-
-
-def checkpoint_at(uri: str) -> tuple[JobFolder, CheckpointRef]:
-    """The job and the checkpoint of a folder's URI. Raises CheckpointError when it is no checkpoint's folder."""
-    match = _FOLDER.fullmatch(uri.rstrip("/"))
-    attempt = whole_number(match["attempt"]) if match else None
-    step = whole_number(match["step"]) if match else None
-    if match is None or attempt is None or step is None:
-        raise CheckpointError(f"{uri}: not a checkpoint's folder (…/checkpoints/step-00000000/attempt-1)")
-    job = JobFolder.open(match["job"])
-    return job, checkpoint_ref(job, step, attempt)
 
 
 def check_same_model(parent: JobFolder, plan: StagePlan) -> None:

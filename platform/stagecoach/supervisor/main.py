@@ -7,6 +7,7 @@ import sys
 import time
 from typing import NoReturn
 
+from stagecoach.checkpoints import latest_committed
 from stagecoach.constants import PEER_HOLD_S, ExitCode
 from stagecoach.contract.job import AttemptEnd, AttemptStart, NodeJoined, Progress
 from stagecoach.contract.launch import LaunchSpec
@@ -28,6 +29,7 @@ from stagecoach.supervisor.rendezvous import Leader, Link, Peer, find_leader
 from stagecoach.supervisor.settings import SupervisorSettings, read_settings
 from stagecoach.supervisor.waiting import StopRequested, unless_stopped, unless_stopped_before
 
+LOOK_S = 2.0  # how long it may take to see what is committed; else heartbeats are believed
 BUCKET_S = 10.0  # how long an end may wait for the bucket; a successor writes it otherwise
 FLUSH_S = 5.0
 PORT_S = 10.0  # a predecessor on this machine may still hold the port
@@ -253,9 +255,19 @@ async def join(node: Node, start: AttemptStart) -> None:
         logger.warning(f"nodes/{node.settings.node}.json could not be written: {error}")
 
 
+async def newest_commit(node: Node, seen: int) -> int:
+    """The newest step that is safe: heartbeats, which said `seen`, lag behind what was committed just before a rank was killed."""
+    try:
+        found = await asyncio.wait_for(asyncio.to_thread(latest_committed, node.job), node.patience_s(LOOK_S))
+    except (StagecoachError, TimeoutError):
+        return seen
+    return max(seen, found[0])
+
+
 async def write_end(node: Node, whole: Verdict, where: int, progress: Progress, *, may_restart: bool) -> None:
     """The attempt's last word. When the bucket does not take it in time, a successor writes that it was found dead."""
     machines = node.leader.machines if node.leader is not None else {}
+    committed = progress.committed_step if whole.kind == "done" else await newest_commit(node, progress.committed_step)
     end = AttemptEnd(
         attempt=progress.attempt,
         kind=whole.kind,
@@ -264,8 +276,8 @@ async def write_end(node: Node, whole: Verdict, where: int, progress: Progress, 
         first_failed_node=machines.get(where) if whole.exit_code not in (ExitCode.DONE, ExitCode.STOPPED) else None,
         message=whole.message,
         step=progress.step,
-        committed_step=progress.committed_step,
-        steps_lost=0 if whole.kind == "done" else max(0, progress.step - progress.committed_step),
+        committed_step=committed,
+        steps_lost=0 if whole.kind == "done" else max(0, progress.step - committed),
         ranks=whole.ranks,
         seconds=progress.seconds,
         written_by="leader",

@@ -47,8 +47,10 @@ class SupervisedJob:
         grace_s: int = 10,
         max_seconds: int | None = None,
         entrypoint: str = SCRIPTED,
+        uri: str | None = None,
     ) -> None:
-        self.uri, self.nodes, self.ranks = f"file://{folder}/job", nodes, ranks
+        """`uri`: of the job, where it is not in the folder. `ranks`: of each node."""
+        self.uri, self.nodes, self.ranks = uri or f"file://{folder}/job", nodes, ranks
         self.job = JobFolder.open(self.uri)
         self.grace_s = grace_s
         self.scratch = folder / "scratch"

@@ -3,14 +3,17 @@
 `STAGECOACH_TEST_FAULTS` is a JSON list of `PhaseFault`s. Unset, as in production, `reached` costs one comparison.
 """
 
+import glob
 import json
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Literal
 
 VARIABLE = "STAGECOACH_TEST_FAULTS"
@@ -21,21 +24,28 @@ PHASES = (
 FOR_EVER_S = 10_000
 
 Action = Literal[
-    "sigkill", "sigkill_parent", "sigterm", "sigstop", "raise", "exit", "sleep",  # done by `reached`
+    "sigkill", "sigkill_parent", "sigkill_ranks", "sigkill_supervisor", "sigterm_supervisor",  # done by `reached`
+    "sigterm", "sigstop", "raise", "exit", "sleep",
     "nan", "inf", "spike", "flip",  # done by the trainer, which asks `ordered`
 ]  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
 class PhaseFault:
-    """What happens where. `rank` None: on every rank; `step` None: at every step; `attempt` None: in every attempt."""
+    """What happens where. `rank` None: on every rank; `step` None: at every step; `attempt` None: in every attempt.
+
+    A fault with a `mark` is committed once in all attempts, by the process that makes that file (JSON: t, phase, step, attempt, rank); one
+    with `after` not before that file is there. So faults are strung together without knowing how many attempts each will cost.
+    """
 
     at: str
     action: Action
     step: int | None = None
     rank: int | None = 0
     attempt: int | None = 1
-    value: float = 0.0  # seconds of "sleep", the code of "exit", the factor of "spike"
+    value: float = 0.0  # seconds of "sleep", or by which a signal is late; the code of "exit", the factor of "spike"
+    mark: str | None = None
+    after: str | None = None
 
 
 def reached(phase: str, step: int) -> None:
@@ -43,7 +53,7 @@ def reached(phase: str, step: int) -> None:
     if VARIABLE not in os.environ:
         return
     for fault in _due(phase, step):
-        if act := _ACTIONS.get(fault.action):
+        if (act := _ACTIONS.get(fault.action)) and _is_ours(fault, step):
             act(fault)
 
 
@@ -51,7 +61,7 @@ def ordered(action: Action, phase: str, step: int) -> PhaseFault | None:
     """The fault of this kind that is due here, for what only the trainer can do to itself (nan, inf, spike, flip)."""
     if VARIABLE not in os.environ:
         return None
-    return next((fault for fault in _due(phase, step) if fault.action == action), None)
+    return next((fault for fault in _due(phase, step) if fault.action == action and _is_ours(fault, step)), None)
 
 
 def _due(phase: str, step: int) -> list[PhaseFault]:
@@ -59,8 +69,28 @@ def _due(phase: str, step: int) -> list[PhaseFault]:
     return [
         fault
         for fault in _read(os.environ[VARIABLE])
-        if fault.at == phase and all(getattr(fault, name) in (None, value) for name, value in here.items())
+        if fault.at == phase
+        and all(getattr(fault, name) in (None, value) for name, value in here.items())
+        and (fault.after is None or os.path.exists(fault.after))
     ]
+
+
+def _is_ours(fault: PhaseFault, step: int) -> bool:
+    """False when another process, or an earlier attempt, commits it."""
+    if fault.mark is None:
+        return True
+    late_s = fault.value if fault.action.startswith("sig") else 0.0
+    told = {"t": time.time() + late_s, "phase": fault.at, "step": step, "attempt": _number("STAGECOACH_ATTEMPT"), "rank": _number("RANK")}
+    whole = f"{fault.mark}.{os.getpid()}"
+    with open(whole, "x") as file:
+        json.dump(told, file)
+    try:
+        os.link(whole, fault.mark)  # with its content, or not at all
+    except FileExistsError:
+        return False
+    finally:
+        os.unlink(whole)
+    return True
 
 
 @cache
@@ -81,8 +111,31 @@ def _raise(fault: PhaseFault) -> None:
     raise ValueError(f"the test says: fail at {fault.at}")
 
 
-def _signal(number: signal.Signals, process: Callable[[], int] = os.getpid) -> Callable[[PhaseFault], None]:
-    return lambda _fault: os.kill(process(), number)
+def _signal(number: signal.Signals, processes: Callable[[], list[int]]) -> Callable[[PhaseFault], None]:
+    def send() -> None:
+        for process in processes():
+            os.kill(process, number)
+
+    def fault(order: PhaseFault) -> None:
+        if not order.value:
+            return send()
+        late = threading.Timer(order.value, send)
+        late.daemon = True
+        return late.start()
+
+    return fault
+
+
+def _ranks() -> list[int]:
+    """The ranks of this node; the caller's own comes last, for it ends what it sends."""
+    agent = os.environ["STAGECOACH_AGENT_PID"]
+    children = {int(word) for path in glob.glob(f"/proc/{agent}/task/*/children") for word in Path(path).read_text().split()}
+    own = children & {os.getpid(), os.getppid()}
+    return [*sorted(children - own), *own]
+
+
+def _supervisor() -> list[int]:
+    return [int(os.environ["STAGECOACH_SUPERVISOR_PID"])]
 
 
 def _exit(fault: PhaseFault) -> None:
@@ -91,10 +144,13 @@ def _exit(fault: PhaseFault) -> None:
 
 
 _ACTIONS: dict[str, Callable[[PhaseFault], None]] = {
-    "sigkill": _signal(signal.SIGKILL),
-    "sigkill_parent": _signal(signal.SIGKILL, os.getppid),
-    "sigterm": _signal(signal.SIGTERM),
-    "sigstop": _signal(signal.SIGSTOP),
+    "sigkill": _signal(signal.SIGKILL, lambda: [os.getpid()]),
+    "sigkill_parent": _signal(signal.SIGKILL, lambda: [os.getppid()]),
+    "sigkill_ranks": _signal(signal.SIGKILL, _ranks),
+    "sigkill_supervisor": _signal(signal.SIGKILL, _supervisor),
+    "sigterm_supervisor": _signal(signal.SIGTERM, _supervisor),
+    "sigterm": _signal(signal.SIGTERM, lambda: [os.getpid()]),
+    "sigstop": _signal(signal.SIGSTOP, lambda: [os.getpid()]),
     "raise": _raise,
     "exit": _exit,
     "sleep": lambda fault: time.sleep(fault.value or FOR_EVER_S),

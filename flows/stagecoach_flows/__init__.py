@@ -1,1 +1,1 @@
-"""Prefect flows: they know order and retries, nothing else. One file per flow."""
+"""Prefect flows: they know order and retries, nothing else. Importing the room imports no Prefect."""

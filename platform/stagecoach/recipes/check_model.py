@@ -84,6 +84,8 @@ def _parent(plan: PipelinePlan, stage: StagePlan) -> Iterator[Finding]:
     names = [other.name for other in plan.stages]
     earlier = names[: names.index(stage.name)]
     wanted = stage.init.stage
+    if wanted == stage.name and stage.init.checkpoint is not None:
+        return  # a fork: this very stage begins again from one of another run's checkpoints
     if wanted not in earlier:
         known = "is not an earlier stage" if wanted in names else f"is no stage of {plan.name}{did_you_mean(wanted, earlier)}"
         yield Finding("error", "init.stage", f"`{wanted}` {known}", f"earlier stages: {', '.join(earlier) or 'none; use init.kind=random'}")

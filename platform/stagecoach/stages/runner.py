@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 
 from loguru import logger
 
+from stagecoach.checkpoints.addresses import checkpoint_at
 from stagecoach.checkpoints.holds import pin
 from stagecoach.checkpoints.verify import verify
 from stagecoach.constants import ExitCode, Phase
@@ -22,8 +23,9 @@ from stagecoach.contract.plan import Parent, StagePlan
 from stagecoach.errors import CheckpointError, RunFailed, StorageError
 from stagecoach.launch.submit import POLL_S, settle, submit_job, wait_job
 from stagecoach.site import Site
+from stagecoach.stages.control import Control
 from stagecoach.stages.differences import refuse_other_plan
-from stagecoach.stages.parent import Depth, checkpoint_at
+from stagecoach.stages.parent import Depth
 from stagecoach.stages.pins import data_fingerprint
 
 ENTRYPOINT = "stagecoach_workloads.train:main"
@@ -45,6 +47,7 @@ class StageTask:
     on_state: Callable[[JobState], None] = field(default=lambda _: None)
     on_poll: Callable[[JobFolder], None] = field(default=lambda _: None)
     poll_s: float = POLL_S
+    code_uri: str | None = None  # of the bundle whose digest is `plan.code`
 
     @property
     def folder(self) -> JobFolder:
@@ -64,7 +67,8 @@ def run_stage(task: StageTask, launcher: Launcher, *, evaluate: Evaluate | None 
     """Runs the stage to its `stage.json`, or finds it there.
 
     Raises ConfigError when the run froze another plan, CheckpointError when a checkpoint does not verify, RunFailed when the job failed
-    for good or was cancelled, NameTaken when it runs under another spec, and what storage and launcher raise.
+    for good or was cancelled, RunHeld when the run is paused or cancelled, NameTaken when it runs under another spec, and what storage and
+    launcher raise.
     """
     folder = task.folder
     done = folder.stage()
@@ -132,12 +136,14 @@ def trained(task: StageTask, launcher: Launcher) -> TrainResult:
         if result is not None:
             return result
         attempts = len(folder.attempt_numbers())
+        Control(task.runs, task.run.run_id).check()
         handle = submit_job(launcher, folder, launch_spec(task), after_fatal=after_fatal)
         number = folder.submissions()[-1].submission
         state = wait_job(
             launcher, folder, handle, number, poll_s=task.poll_s, on_state=task.on_state, on_poll=lambda: task.on_poll(folder)
         )  # fmt: skip
         if state.phase == Phase.CANCELLED:
+            Control(task.runs, task.run.run_id).check()  # held: another sentence, since running again would not go on
             raise RunFailed(f"{handle.name} was cancelled; run the same command again to go on", run_id=task.run.run_id, log_uri=folder.uri)
         if state.phase == Phase.FAILED and state.exit_code not in (ExitCode.RETRY, ExitCode.STOPPED):
             raise failed(task, state)
@@ -177,6 +183,7 @@ def launch_spec(task: StageTask) -> LaunchSpec:
         ranks_per_node=plan.layout.ranks_per_node,
         resources=plan.resources,
         image=site.images.training,
+        code_uri=task.code_uri,
         grace_s=site.grace_s,
         max_seconds=None if hours is None else max(1, round(hours * 3600)),
         environment=site.environment,

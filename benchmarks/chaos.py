@@ -117,7 +117,7 @@ def draw(arguments: argparse.Namespace) -> list[Order]:
             Order(
                 f"{place} {number}",
                 place,
-                tuple(draw_kills(chance, part, ranks=4 if place == "4 ranks" else 1 if place == "two nodes" else 2)),
+                tuple(draw_kills(chance, part, ranks=4 if place == "4 ranks" else 2)),
             )
             for number, part in enumerate(deal(pairs[:share]))
         ]

@@ -33,9 +33,8 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
-def bury_the_dead(job: JobFolder) -> AttemptEnd | None:
+def bury_the_dead(job: JobFolder, start: AttemptStart | None) -> AttemptEnd | None:
     """Writes the end of the newest attempt when nobody did: its supervisor was killed. Returns that attempt's end."""
-    start = job.newest_attempt()
     if start is None:
         return None
     end = job.attempt_end(start.attempt)
@@ -51,9 +50,21 @@ def attempts_without_progress(job: JobFolder, committed_step: int) -> list[int]:
     return without_progress(newest_first, committed_step)
 
 
-def claim_next(job: JobFolder, spec: LaunchSpec, *, submission: int, host: str, port: int, in_place: bool) -> AttemptStart:
-    """Claims the next attempt. Raises NoProgress (written to the ledger as an attempt that ended before it began) and AttemptTaken."""
-    last = bury_the_dead(job)
+def claim_next(
+    job: JobFolder, spec: LaunchSpec, *, submission: int, host: str, port: int, in_place: bool, own: int | None = None
+) -> AttemptStart:
+    """Claims the next attempt. Raises NoProgress (written to the ledger as an attempt that ended before it began) and AttemptTaken.
+
+    `own`: the attempt that this supervisor led before. One after it means that somebody took this one for dead: it has a successor, which
+    must not be taken for dead in turn.
+    """
+    newest = job.newest_attempt()
+    if own is not None and newest is not None and newest.attempt > own:
+        raise AttemptTaken(
+            f"attempt {newest.attempt} of {job.uri} was claimed at {newest.leader_host} after attempt {own} was taken for dead; "
+            "this supervisor was replaced and leaves the job alone"
+        )
+    last = bury_the_dead(job, newest)
     step, uri = latest_committed(job)
     start = AttemptStart(
         attempt=last.attempt + 1 if last else 1,

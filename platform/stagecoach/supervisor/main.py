@@ -158,17 +158,17 @@ async def listen(server: HttpServer, node: Node) -> int:
 
 async def attempts(node: Node) -> tuple[int, str]:
     """The loop of restarts in place: one node only, after a counted end, until nothing is gained by it (NoProgress)."""
-    in_place, last = False, 0
+    last = 0
     while True:
-        start, link = await (lead(node, in_place=in_place) if node.settings.node == 0 else follow(node, newer_than=last))
-        last, in_place = start.attempt, True
+        start, link = await (lead(node, own=last or None) if node.settings.node == 0 else follow(node, newer_than=last))
+        last = start.attempt
         code, reason, may_restart = await one_attempt(node, start, link)
         if not may_restart:
             return code, reason
 
 
-async def lead(node: Node, *, in_place: bool) -> tuple[AttemptStart, Link]:
-    """Claims the next attempt."""
+async def lead(node: Node, *, own: int | None = None) -> tuple[AttemptStart, Link]:
+    """Claims the next attempt; `own` is the one that ended here a moment ago, when this is a restart in place."""
     settings = node.settings
     start = await unless_stopped_before(  # an attempt that was claimed is begun, and ends as stopped; else it would be found dead
         node.stop,
@@ -179,7 +179,8 @@ async def lead(node: Node, *, in_place: bool) -> tuple[AttemptStart, Link]:
         submission=settings.submission,
         host=settings.host,
         port=node.port,
-        in_place=in_place,
+        in_place=own is not None,
+        own=own,
     )
     node.leader = Leader(start, host=settings.host, machine=settings.machine, deadline_s=settings.rendezvous_s)
     return start, node.leader

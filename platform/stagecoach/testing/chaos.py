@@ -28,7 +28,7 @@ STEPPING = ("data_wait", "forward", "all_reduce", "optimizer_step", "staging")
 SAVING = ("upload", "manifest", "commit", "gc")  # in the saving process
 PHASES = (*STARTING, *STEPPING, *SAVING)
 IN_PLACE = ("rank", "ranks", "saver")  # ways after which a supervisor of one node restarts by itself
-GRACE_S = {"term0": 0.0, "term1": 1.0, "term5": 5.0}
+GRACE_S = {"term0": 0.0, "term1": 1.0, "term5": 5.0, "term20": 20.0}
 USUAL_GRACE_S = 20.0
 EVERY_STEPS = 3  # between saves
 APART_STEPS = 9  # between kills: one save at least is committed in between, or an attempt without progress would be counted
@@ -118,11 +118,13 @@ class ChaosRun:
     """One job under kills."""
 
     def __init__(
-        self, folder: Path, plan: StagePlan, kills: Sequence[Kill], *, ranks: int = 2, nodes: int = 1, uri: str | None = None, seed: int = 0
-    ) -> None:
-        """`ranks`: of each node."""
-        self.kills, self._folder, self._chance = kills, folder, random.Random(seed)
-        self.job = SupervisedJob(folder, {}, ranks=ranks, nodes=nodes, entrypoint=ENTRYPOINT, uri=uri)
+        self, folder: Path, plan: StagePlan, kills: Sequence[Kill], *, ranks: int | Sequence[int] = 2, nodes: int = 1,
+        uri: str | None = None, seed: int = 0, entrypoint: str = ENTRYPOINT,
+    ) -> None:  # fmt: skip
+        """`ranks`: of each node; several: another number after each kill."""
+        self.kills, self._chance = kills, random.Random(seed)
+        self._ranks = [ranks] if isinstance(ranks, int) else list(ranks)
+        self.job = SupervisedJob(folder, {}, ranks=self._ranks[0], nodes=nodes, entrypoint=entrypoint, uri=uri)
         self.trace, self._marks = folder / "trace", folder / "marks"
         self.trace.mkdir()
         self._marks.mkdir()
@@ -149,7 +151,9 @@ class ChaosRun:
     # --- supervisors
 
     def _start(self) -> None:
-        """One for each node, with the grace period of the next kill that is a stop."""
+        """One for each node, under a submission of its own, with the grace period of the next kill that is a stop."""
+        if self.job.supervisors:
+            self.job.submit(ranks=self._ranks[min(len(self.story.struck), len(self._ranks) - 1)])
         grace = next((GRACE_S[kill.way] for kill in self.kills[len(self.story.struck) :] if kill.way in GRACE_S), USUAL_GRACE_S)
         self.job.start_all(
             environment={

@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -58,13 +58,22 @@ class SupervisedJob:
         self.lines: list[Line] = []
         self.supervisors: dict[int, subprocess.Popen[str]] = {}
         self._heard = threading.Condition()
-        spec = launch_spec(
+        self._spec = launch_spec(
             job_uri=self.uri, ranks_per_node=ranks, nodes=nodes, grace_s=grace_s, max_seconds=max_seconds, entrypoint=entrypoint
         )
         self.job.write_job(JobRecord(name="test", kind="test", identity="0123abcd", settings=settings, created_at=TIME))
-        self.job.claim_submission(
-            Submission(submission=1, name=spec.name, launcher="local", spec_digest=spec.digest, spec=to_plain(spec), created_at=TIME)
+        self.submission = 0
+        self.submit()
+
+    def submit(self, *, ranks: int | None = None) -> None:
+        """Claims the next submission, under which nodes are started from now on; `ranks` of each may be others than before."""
+        self.submission += 1
+        self.ranks = ranks or self.ranks
+        spec = self._spec = replace(self._spec, submission=self.submission, ranks_per_node=self.ranks)
+        made = Submission(
+            submission=self.submission, name=spec.name, launcher="local", spec_digest=spec.digest, spec=to_plain(spec), created_at=TIME
         )
+        self.job.claim_submission(made)
 
     def start(self, node: int = 0, *, environment: Mapping[str, str] | None = None, through: Sequence[str] = ()) -> "subprocess.Popen[str]":
         """Starts the supervisor of one node; its output is heard until it ends. An earlier one must have ended. `through`: a program that
@@ -89,7 +98,7 @@ class SupervisedJob:
         return {
             **os.environ,
             "STAGECOACH_JOB_URI": self.uri,
-            "STAGECOACH_SUBMISSION": "1",
+            "STAGECOACH_SUBMISSION": str(self.submission),
             "STAGECOACH_NODE_INDEX": str(node),
             "STAGECOACH_GRACE_S": str(self.grace_s),
             "STAGECOACH_PORT": "0",

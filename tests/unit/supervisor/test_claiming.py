@@ -39,7 +39,7 @@ async def claim(job: JobFolder, *, stop_after_s: float, stop_at: float) -> int:
             asyncio.get_running_loop().call_later(stop_after_s, node.stop.set)
         else:
             node.stop.set()
-        start, _ = await lead(node, in_place=False)
+        start, _ = await lead(node)
         return start.attempt
     finally:
         shutil.rmtree(node.folder)

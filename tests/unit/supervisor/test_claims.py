@@ -54,7 +54,7 @@ def test_a_quarantined_or_uncommitted_checkpoint_is_passed_over(job: JobFolder) 
 
 def test_an_attempt_without_an_end_is_buried_by_its_successor(job: JobFolder) -> None:
     claim(job)
-    found = bury_the_dead(job)
+    found = bury_the_dead(job, job.newest_attempt())
     assert (found.kind, found.exit_code, found.written_by) == ("found_dead", 75, "successor")
     assert claim(job).attempt == 2
 
@@ -104,3 +104,15 @@ def test_the_start_says_why(job: JobFolder, kind: Ending, code: int, in_place: b
     assert claim(job).why == "first"
     end(job, 1, kind, code)
     assert claim(job, in_place=in_place).why == why
+
+
+def test_a_supervisor_that_was_taken_for_dead_does_not_take_its_successor_for_dead(job: JobFolder) -> None:
+    """F31: it was frozen, another claimed the next attempt, and now it wakes: its own attempt ends, and it would restart in place."""
+    spec = launch_spec(job_uri=job.uri)
+    assert claim(job).attempt == 1
+    assert claim(job).attempt == 2
+    with pytest.raises(AttemptTaken, match=r"attempt 2 of .* was claimed at here after attempt 1 was taken for dead"):
+        claim_next(job, spec, submission=1, host="old", port=1, in_place=True, own=1)
+    assert job.attempt_numbers() == [1, 2]
+    assert job.attempt_end(2) is None
+    assert claim_next(job, spec, submission=1, host="here", port=1234, in_place=True, own=2).attempt == 3

@@ -1,0 +1,230 @@
+"""What a stage can do: scores beside chance, image-blind optimum and parent, answers to look at, and the worst ones."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from stagecoach.contract.evaluation import Score
+from stagecoach.report.charts import Dot, dot_chart, swatch
+from stagecoach.report.html import Content, Markup, el
+from stagecoach.report.numbers import duration, percent, significant
+from stagecoach.report.scores import Answer, PictureBudget, Suite, is_above_blind, is_above_chance, same_question, skill, worst_of
+from stagecoach.report.tables import NONE, Column, pill, table
+
+OTHER_SCALES = frozenset({"cider"})  # not shares: a figure of their own
+MOST_DOTS = 40
+MOST_SAMPLES = 24
+MOST_WORST = 12
+PLAIN_METRICS = {
+    "exact": "exact match",
+    "iou_50": "IoU ≥ 0.5",
+    "vqa_accuracy": "VQA accuracy",
+    "anls": "ANLS",
+    "cider": "CIDEr",
+    "relaxed": "relaxed accuracy",
+}
+
+ParentScores = Mapping[tuple[str, str, str, int], Score]  # (suite, category, metric, shots)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ranked:
+    """A category, and how much of what can be learned it shows."""
+
+    suite: str
+    score: Score
+    skill: float
+
+
+def scores_by_key(suites: Sequence[Suite]) -> dict[tuple[str, str, str, int], Score]:
+    """What the next stage compares its own with."""
+    return {(suite.name, *same_question(score)): score for suite in suites if suite.scores for score in suite.scores.scores}
+
+
+def ranked(suites: Sequence[Suite]) -> list[Ranked]:
+    """All categories, best first, by their score over what needs no skill. At the fewest shots a category was asked with."""
+    fewest: dict[tuple[str, str], Score] = {}
+    for suite in suites:
+        for score in suite.scores.scores if suite.scores else ():
+            if score.metric in OTHER_SCALES or suite.scores is None or suite.scores.settings.shuffle_images:
+                continue
+            known = fewest.get((suite.name, score.category))
+            if known is None or score.shots < known.shots:
+                fewest[suite.name, score.category] = score
+    found = [Ranked(suite=suite, score=score, skill=skill(score)) for (suite, _), score in fewest.items()]
+    return sorted(found, key=lambda r: -r.skill)
+
+
+def evaluation_part(suites: Sequence[Suite], parent: ParentScores, parent_name: str | None, budget: PictureBudget) -> Content:
+    """All suites of a stage; a sentence where there is none."""
+    parts: list[Content] = [el("h3", None, "Evaluation")]
+    if not suites:
+        return [*parts, el("p", {"class": "soft"}, "This stage was not evaluated.")]
+    for suite in suites:
+        parts.append(suite_part(suite, parent, parent_name, budget))
+    return parts
+
+
+def suite_part(suite: Suite, parent: ParentScores, parent_name: str | None, budget: PictureBudget) -> Content:
+    """One suite: charts, table, answers."""
+    parts: list[Content] = []
+    if suite.scores is None:
+        parts.append(
+            el(
+                "p",
+                None,
+                el("strong", None, f"Suite {suite.name}: "),
+                "; ".join(suite.problems) or "not scored yet",
+                f". {len(suite.answers)} answers so far.",
+            )
+        )
+    else:
+        parts.append(el("p", {"class": "soft"}, _about(suite)))
+        charts = _charts(suite, parent, parent_name)
+        parts.append(el("div", {"class": "charts"}, charts))
+        rows = [_row(suite, score, parent) for score in suite.scores.scores]
+        heading = f"of {parent_name}" if parent_name else "of the parent"
+        columns = (
+            Column("category"), Column("metric"), Column("shots", True), Column("score", True),
+            Column("95 % interval", True), Column("n", True),
+            Column("chance", True), Column("image-blind", True), Column(heading, True), Column("verdict"),
+        )  # fmt: skip
+        listed = table(f"Suite {suite.name}: scores by category", columns, rows)
+        parts.append(
+            el("details", {"open": len(rows) <= 12}, el("summary", None, f"All {len(rows)} scores of {suite.name} as a table"), listed)
+        )
+    parts.append(answers_part(suite, budget))
+    return parts
+
+
+def _about(suite: Suite) -> Content:
+    assert suite.scores is not None
+    settings = suite.scores.settings
+    shots = ", ".join(str(n) for n in settings.shots)
+    said = f"{suite.scores.answers:,} answers in {duration(suite.scores.seconds)}, {shots} shots, seed {settings.seed}"
+    control = "; every question got another one's images (a control)" if settings.shuffle_images else ""
+    means = [f"{name} {significant(value)}" for name, value in sorted(suite.scores.metrics.items()) if name.startswith(("mean", "mmbase"))]
+    return [el("strong", None, f"Suite {suite.name}. "), f"{said}{control}. {'; '.join(means)}"]
+
+
+def _charts(suite: Suite, parent: ParentScores, parent_name: str | None) -> list[Markup]:
+    """One for each number of shots and scale."""
+    assert suite.scores is not None
+    groups: dict[tuple[int, bool], list[Score]] = {}
+    for score in suite.scores.scores:
+        groups.setdefault((score.shots, score.metric in OTHER_SCALES), []).append(score)
+    charts = []
+    for (shots, is_other), scores in sorted(groups.items()):
+        dots = [_dot(suite, score, parent) for score in scores[:MOST_DOTS]]
+        title = f"{suite.name}, {shots} shots" + (", CIDEr" if is_other else "")
+        more = f"{len(scores) - MOST_DOTS} more categories are in the table." if len(scores) > MOST_DOTS else ""
+        charts.append(dot_chart(title, "" if is_other else "share", dots, legend=_legend(dots, parent_name), note=more))
+    return charts
+
+
+def _dot(suite: Suite, score: Score, parent: ParentScores) -> Dot:
+    before = parent.get((suite.name, *same_question(score)))
+    text, kind = verdict(score)
+    compared = [f"chance {percent(score.chance)}"] if score.chance is not None else []
+    compared += [f"image-blind optimum {percent(score.blind)}"] if score.blind is not None else []
+    compared += [f"parent {percent(before.value)}"] if before is not None else []
+    value = percent(score.value) if score.metric not in OTHER_SCALES else significant(score.value)
+    return Dot(
+        label=score.category, value=score.value, low=score.low, high=score.high, chance=score.chance, blind=score.blind,
+        parent=before.value if before is not None else None, kind=kind,
+        spoken=f"{score.category}: {value}{''.join(f', {told}' for told in compared)}; {text}.",
+    )  # fmt: skip
+
+
+def _legend(dots: Sequence[Dot], parent_name: str | None) -> Markup:
+    entries = [el("li", None, swatch("s-good"), "above chance"), el("li", None, swatch("s-bad"), "not learned in this budget")]
+    if any(dot.chance is not None for dot in dots):
+        entries.append(el("li", None, _symbol(el("line", {"class": "chance", "x1": 6, "x2": 6, "y1": 0, "y2": 12})), "chance"))
+    if any(dot.blind is not None for dot in dots):
+        entries.append(el("li", None, _symbol(el("polygon", {"class": "blind", "points": "6,1 11,6 6,11 1,6"})), "image-blind optimum"))
+    if any(dot.parent is not None for dot in dots):
+        entries.append(
+            el(
+                "li",
+                None,
+                _symbol(el("circle", {"class": "parent", "cx": 6, "cy": 6, "r": 4.5})),
+                f"stage {parent_name}" if parent_name else "parent",
+            )
+        )
+    return el("ul", {"class": "legend"}, entries)
+
+
+def _symbol(drawn: Markup) -> Markup:
+    return el("svg", {"class": "swatch", "viewBox": "0 0 12 12", "aria-hidden": "true"}, drawn)
+
+
+def verdict(score: Score) -> tuple[str, str]:
+    """(words, kind) of what the score shows."""
+    chance, blind = is_above_chance(score), is_above_blind(score)
+    if chance is None and blind is None:
+        return "no baseline", "plain"
+    if blind:
+        return "above image-blind optimum", "good"
+    if chance:
+        return "above chance", "good"
+    return "not learned in this budget", "bad"
+
+
+def _row(suite: Suite, score: Score, parent: ParentScores) -> list[Content]:
+    before = parent.get((suite.name, *same_question(score)))
+    shown = significant if score.metric in OTHER_SCALES else percent
+    text, kind = verdict(score)
+    change = f"{shown(before.value)} ({100 * (score.value - before.value):+.0f})" if before is not None else NONE
+    return [
+        score.category, PLAIN_METRICS.get(score.metric, score.metric), str(score.shots), el("strong", None, shown(score.value)),
+        f"{shown(score.low)} – {shown(score.high)}", f"{score.samples:,}", shown(score.chance) if score.chance is not None else NONE,
+        shown(score.blind) if score.blind is not None else NONE, change, pill(text, kind if kind != "plain" else ""),
+    ]  # fmt: skip
+
+
+# --- answers to look at
+
+
+def answers_part(suite: Suite, budget: PictureBudget) -> Content:
+    """The samples with their pictures, then the lowest of all answers."""
+    parts: list[Content] = []
+    shown = suite.samples[:MOST_SAMPLES] or [answer for answer in suite.answers if not answer.trouble][:6]
+    if shown:
+        cards = [_card(suite, answer, budget) for answer in shown]
+        title = f"Answers to look at ({suite.name})"
+        parts += [el("h3", None, title), el("ul", {"class": "answers"}, cards)]
+        if any(answer.picture for answer in shown):
+            parts.append(
+                el("p", {"class": "note"}, "Pictures are enlarged; where boxes are asked for, the right one and the answer's are drawn.")
+            )
+    chosen = {answer.id for answer in shown}
+    worst = [answer for answer in worst_of(suite.answers, of_each=2) if answer.id not in chosen][:MOST_WORST]
+    if worst:
+        pictures = {answer.id: answer.picture for answer in suite.samples}
+        cards = [_card(suite, answer, budget, picture=pictures.get(answer.id)) for answer in worst]
+        parts += [el("h3", None, f"Worst cases ({suite.name})"), el("ul", {"class": "answers"}, cards)]
+    troubles = sum(bool(answer.trouble) for answer in suite.answers)
+    if troubles:
+        parts.append(el("p", {"class": "note"}, f"{troubles} questions could not be asked and count as wrong."))
+    return parts
+
+
+def _card(suite: Suite, answer: Answer, budget: PictureBudget, *, picture: str | None = None) -> Markup:
+    key = answer.picture or picture
+    data = budget.data_uri(suite.store, key) if key else None
+    image = el("img", {"src": data, "alt": f"What was asked about: {answer.question[:120]}", "loading": "lazy"}) if data else None
+    left_out = el("p", {"class": "note"}, f"Picture left out for size: {key}") if key and not data else None
+    worth = pill("not asked", "warn") if answer.trouble else _worth(answer)
+    shots = f" · {answer.shots} shots" if answer.shots else ""
+    pairs = [("asked", answer.question), ("said", answer.answer or "(nothing)"), ("right", answer.gold)]
+    pairs += [("trouble", answer.trouble)] if answer.trouble else []
+    listed = el("dl", None, [(el("dt", None, name), el("dd", None, text)) for name, text in pairs if text])
+    head = el("div", {"class": "head"}, el("strong", None, f"{answer.category}{shots}"), worth)
+    return el("li", None, image, el("div", {"class": "body"}, head, listed, left_out))
+
+
+def _worth(answer: Answer) -> Content:
+    if answer.worth is None:
+        return None
+    if answer.worth in (0.0, 1.0):
+        return pill("right" if answer.worth else "wrong", "good" if answer.worth else "bad")
+    return pill(percent(answer.worth), "good" if answer.worth >= 0.5 else "bad")

@@ -3,14 +3,72 @@
 Torch-free: flows start evaluations and reports show them. The answers themselves are JSON lines in `answers/`, pictures in `samples/`.
 """
 
+import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from stagecoach.contract.job import ObjectRef
 from stagecoach.contract.plan import Count, Fraction, WholeNumber
 from stagecoach.contract.records import Record, Stored
+from stagecoach.errors import ConfigError
 
 SCORES = "scores.json"
+ANSWERS = "answers"  # {segment:06d}.jsonl
+SAMPLES = "samples"  # pictures, and samples.json, which tells what is on them
+
+# Suites of a made corpus: its datasets.
+MADE_SUITES: dict[str, tuple[str, ...]] = {
+    "captions": ("captions", "captions_synthetic"),
+    "vqa": ("sft_general",),
+    "general": ("sft_general",),
+    "text_rich": ("sft_text_rich",),
+    "knowledge": ("sft_science", "sft_math", "sft_code"),
+    "science": ("sft_science",),
+    "math": ("sft_math",),
+    "code": ("sft_code",),
+    "refer_ground": ("sft_refer_ground",),
+    "multi_image": ("sft_multi_image",),
+    "in_context": ("interleaved",),
+    "interleaved": ("interleaved",),
+    "text": ("text", "sft_text"),
+    "ocr_pages": ("ocr_pages",),
+    "video": ("video",),
+    "ui": ("ui",),
+    "preference": ("preference",),
+    "safety": ("safety",),
+    "mmbase": ("sft_general", "sft_text_rich", "sft_science", "sft_math", "sft_code"),
+}
+
+# Published benchmarks: {name: what it is}. They are read from a folder or bucket, never downloaded.
+PUBLISHED_SUITES: dict[str, str] = {
+    "coco_captions": "COCO captions, CIDEr",
+    "textcaps": "TextCaps, CIDEr",
+    "vqav2": "VQAv2, VQA accuracy",
+    "textvqa": "TextVQA, VQA accuracy",
+    "scienceqa": "ScienceQA, multiple choice",
+    "mmmu": "MMMU, multiple choice and open",
+    "chartqa": "ChartQA, relaxed accuracy",
+    "docvqa": "DocVQA, ANLS",
+    "refcoco": "RefCOCO, IoU above 0.5",
+    "nextqa": "NExTQA, multiple choice over video",
+}
+
+
+def check_suite(name: str) -> None:
+    """Suites of a made corpus may be joined by `+`, to be asked in one job. Raises ConfigError, with the nearest names, for any other."""
+    known = [*MADE_SUITES, *PUBLISHED_SUITES]
+    parts = [name] if name in PUBLISHED_SUITES else name.split("+")
+    for part in parts:
+        if part in MADE_SUITES or (part in PUBLISHED_SUITES and len(parts) == 1):
+            continue
+        if part in PUBLISHED_SUITES:
+            raise ConfigError(f"suite {name!r}: {part} is a published benchmark with files of its own; ask it alone")
+        near = difflib.get_close_matches(part.lower().replace("-", "_"), known, n=2, cutoff=0.5)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(known)}"
+        raise ConfigError(f"suite {part!r} is not one that can be asked; {hint}")
+
+
+IN_CONTEXT_SHOTS = (0, 4, 8)  # without shots nothing tells the rule: 0 is the control
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

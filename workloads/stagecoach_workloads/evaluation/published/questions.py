@@ -1,0 +1,108 @@
+"""Questions about one image with an open answer: VQAv2, TextVQA, DocVQA, ChartQA, RefCOCO."""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from stagecoach_workloads.evaluation.published.folder import SHORT, Folder, asked, text_of
+from stagecoach_workloads.evaluation.published.rows import whole_json
+from stagecoach_workloads.evaluation.question import Picture, Question
+
+
+def vqav2(folder: Folder, *, train: bool) -> Iterator[Question]:
+    """Parquet rows (`question_id`, `image`, `question`, `answers`: ten of `{"answer": ...}`), or the official pair of files
+    `*_questions.json` (`questions`: `question_id`, `image_id`, `question`) and `*_annotations.json` (`annotations`: `question_id`,
+    `answers`)."""
+    if any(key.endswith("_questions.json") for key in folder.files):
+        yield from _official_vqa(folder, train=train)
+        return
+    for where, row in folder.rows("question", "image", "answers", train=train):
+        answers = _texts(row["answers"])
+        if answers:
+            yield _open("vqav2", str(row.get("question_id") or where), folder.image(row), row["question"], answers, "vqa_accuracy")
+
+
+def _official_vqa(folder: Folder, *, train: bool) -> Iterator[Question]:
+    keys = folder.keys(train=train)
+    answers: dict[int, list[str]] = {}
+    for key in (key for key in keys if key.endswith("_annotations.json")):
+        answers |= {each["question_id"]: _texts(each["answers"]) for each in whole_json(folder.store, key)["annotations"]}
+    for key in (key for key in keys if key.endswith("_questions.json")):
+        for row in whole_json(folder.store, key)["questions"]:
+            number, image = row["question_id"], int(row["image_id"])
+            if answers.get(number):
+                names = [f"COCO_{split}_{image:012d}.jpg" for split in ("val2014", "train2014")]
+                yield _open("vqav2", str(number), folder.image({}, *names), row["question"], answers[number], "vqa_accuracy")
+
+
+def textvqa(folder: Folder, *, train: bool) -> Iterator[Question]:
+    """Parquet rows, or TextVQA's own JSON (`data`), alike: `question_id`, `image_id`, `image`, `question`, `answers` (ten texts)."""
+    for where, row in folder.rows("question", "image_id", train=train):
+        answers = _texts(row.get("answers"))
+        if answers:
+            picture = folder.image(row, f"{row['image_id']}.jpg")
+            name = str(row.get("question_id") or where)
+            yield _open("textvqa", name, picture, str(row["question"]).capitalize(), answers, "textvqa_accuracy")
+
+
+def docvqa(folder: Folder, *, train: bool) -> Iterator[Question]:
+    """Parquet rows, or DocVQA's own JSON (`data`), alike: `questionId`, `question`, `image`, `answers`."""
+    for where, row in folder.rows("question", "image", train=train):
+        answers = _texts(row.get("answers"))
+        if answers:
+            yield _open("docvqa", str(row.get("questionId") or where), folder.image(row), row["question"], answers, "anls")
+
+
+def chartqa(folder: Folder, *, train: bool) -> Iterator[Question]:
+    """Parquet rows (`type`, `question`, `answer`, `image`), or ChartQA's own `*_human.json` and `*_augmented.json` (`imgname`, `query`,
+    `label`). Asked by people and made by machine are two categories, whose mean is the benchmark's number."""
+    for where, row in folder.rows(train=train):
+        question, answer = row.get("question") or row.get("query"), row.get("answer", row.get("label"))
+        if question is None or answer is None:
+            continue
+        kind = "human" if "human" in str(row.get("type") or where) else "augmented"
+        names = [str(row["imgname"])] if row.get("imgname") else []
+        value = text_of(answer[0] if isinstance(answer, list) else answer)
+        yield _question("chartqa", where, f"chartqa_{kind}", folder.image(row, *names), str(question), value, {"value": value}, "relaxed")
+
+
+def refcoco(folder: Folder, *, train: bool) -> Iterator[Question]:
+    """Rows `question_id`, `image`, `answer` (expressions, each asked for itself), `bbox` (x, y, width, height in pixels). REFER's own
+    pickles are not read: opening one runs whatever it says."""
+    for where, row in folder.rows("answer", "bbox", "image", train=train):
+        x, y, width, height = (float(side) for side in row["bbox"])
+        expressions = [row["answer"]] if isinstance(row["answer"], str) else list(row["answer"])
+        for number, expression in enumerate(expressions):
+            name = f"{row.get('question_id') or where}-{number}"
+            gold = {"pixels": [x, y, x + width, y + height]}
+            text = f"What is the location of {text_of(expression)} in the image?"  # Ferret's (recipes.md 2.4)
+            question = _question("refcoco", name, "refcoco", folder.image(row), text, "", gold, "iou_50", request="")
+            yield question
+
+
+def _texts(answers: Any) -> list[str]:
+    """`["yes", ...]` or `[{"answer": "yes"}, ...]`."""
+    return [str(each["answer"] if isinstance(each, dict) else each) for each in answers or [] if each is not None]
+
+
+def _open(name: str, number: str, picture: Picture, question: str, answers: Sequence[str], metric: str) -> Question:
+    common = Counter(answers).most_common(1)[0][0]
+    return _question(name, number, name, picture, question, common, {"answers": list(answers)}, metric)
+
+
+def _question(
+    name: str,
+    number: str,
+    category: str,
+    picture: Picture,
+    question: str,
+    answer: str,
+    gold: dict[str, Any],
+    metric: str,
+    *,
+    request: str = SHORT,
+) -> Question:
+    return Question(
+        id=f"{name}/{number}", category=category, metric=metric, form="chat", turns=asked({"image": 0}, question.strip()), answer=answer,
+        gold=gold, images=(picture,), request=request,
+    )  # fmt: skip

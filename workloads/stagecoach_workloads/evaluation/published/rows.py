@@ -1,0 +1,159 @@
+"""Rows of a benchmark's files: parquet as the Hugging Face hub has it, JSON, JSON lines or CSV, with the images in them or beside them."""
+
+import csv
+import io
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from stagecoach.errors import DataError
+from stagecoach.storage import NotFound, Store
+from stagecoach_workloads.data.media import video_frames
+from stagecoach_workloads.data.samples import SampleError
+
+SUFFIXES = (".parquet", ".jsonl", ".json", ".csv")
+MAX_FRAMES = 64
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class InStore:
+    """An image file beside the annotations."""
+
+    store: Store
+    key: str
+
+    def read(self) -> bytes:
+        return _read_file(self.store, self.key)
+
+
+@dataclass(frozen=True)
+class InParquet:
+    """An image in a row of a parquet file (`{"bytes": ..., "path": ...}`)."""
+
+    store: Store
+    key: str
+    row: int
+    column: str
+
+    def read(self) -> bytes:
+        value = _cell(self.store, self.key, self.row, self.column)
+        body = value.get("bytes") if isinstance(value, dict) else value
+        if not isinstance(body, bytes):
+            raise SampleError(f"{self.store.uri_of(self.key)}: row {self.row}: column {self.column} holds no image")
+        return body
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One frame of a video file."""
+
+    store: Store
+    key: str
+    number: int
+
+    def read(self) -> bytes:
+        frames = _frames(self.store, self.key)
+        return frames[min(self.number, len(frames) - 1)]
+
+
+def annotation_files(store: Store) -> list[str]:
+    """Keys of the files that may hold rows, in order. Raises DataError when there are none."""
+    keys = sorted(info.key for info in store.list("") if info.key.lower().endswith(SUFFIXES))
+    if not keys:
+        raise DataError(f"{store.uri}: no file with rows there ({', '.join(SUFFIXES)}); give the folder that holds the benchmark's files")
+    return keys
+
+
+def rows_of(store: Store, key: str) -> Iterator[tuple[int, Row]]:
+    """(number, row). Images in parquet files are left where they are. Raises DataError that names a file that cannot be read."""
+    uri = store.uri_of(key)
+    try:
+        if key.endswith(".parquet"):
+            yield from _parquet_rows(store, key)
+            return
+        text = _read_file(store, key).decode("utf-8-sig")
+        if key.endswith(".csv"):
+            yield from enumerate(dict(row) for row in csv.DictReader(io.StringIO(text)))
+            return
+        loaded = [json.loads(line) for line in text.splitlines() if line.strip()] if key.endswith(".jsonl") else json.loads(text)
+    except (ValueError, RecursionError, OSError) as error:
+        raise DataError(f"{uri}: cannot be read: {error}") from None
+    yield from enumerate(_listed(loaded, uri))
+
+
+def whole_json(store: Store, key: str) -> Any:
+    """A JSON file as it is. Raises DataError."""
+    try:
+        return json.loads(_read_file(store, key).decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{store.uri_of(key)}: cannot be read: {error}") from None
+
+
+def _listed(loaded: Any, uri: str) -> list[Row]:
+    """The rows of a JSON file: a list, `{"data": [...]}`, or an object of objects by id."""
+    if isinstance(loaded, dict) and isinstance(loaded.get("data"), list):
+        loaded = loaded["data"]
+    if isinstance(loaded, dict) and loaded and all(isinstance(row, dict) for row in loaded.values()):
+        loaded = [{"id": name, **row} for name, row in loaded.items()]
+    if not isinstance(loaded, list) or not all(isinstance(row, dict) for row in loaded):
+        raise DataError(f"{uri}: no list of rows: a list, {{'data': [...]}} or an object of rows by id is read")
+    return loaded
+
+
+def _parquet_rows(store: Store, key: str) -> Iterator[tuple[int, Row]]:
+    file = _parquet(store, key)
+    light = [name for name in file.schema_arrow.names if not name.startswith("image") or name == "image_id"]
+    heavy = [name for name in file.schema_arrow.names if name not in light]
+    leaves = set(file.schema.names) if not heavy else {column.path for column in map(file.schema.column, range(len(file.schema.names)))}
+    thin = {name: f"{name}.path" if f"{name}.path" in leaves else name for name in heavy}  # enough to see whether there is an image
+    number = 0
+    for batch in file.iter_batches(columns=[*light, *thin.values()], batch_size=256):
+        for row in batch.to_pylist():
+            images = {name: InParquet(store, key, number, name) for name in heavy if row[name] is not None}
+            yield number, {**{name: row[name] for name in light}, **dict.fromkeys(heavy), **images}
+            number += 1
+
+
+@lru_cache(maxsize=2)
+def _parquet(store: Store, key: str) -> pq.ParquetFile:
+    try:
+        return pq.ParquetFile(io.BytesIO(_read_file(store, key)))
+    except (ValueError, OSError) as error:
+        raise DataError(f"{store.uri_of(key)}: not a parquet file that can be read: {error}") from None
+
+
+@lru_cache(maxsize=4)
+def _group(store: Store, key: str, group: int, column: str) -> list[Any]:
+    found: list[Any] = _parquet(store, key).read_row_group(group, columns=[column]).column(column).to_pylist()
+    return found
+
+
+def _cell(store: Store, key: str, row: int, column: str) -> Any:
+    metadata, first = _parquet(store, key).metadata, 0
+    for group in range(metadata.num_row_groups):
+        rows = metadata.row_group(group).num_rows
+        if row < first + rows:
+            return _group(store, key, group, column)[row - first]
+        first += rows
+    raise SampleError(f"{store.uri_of(key)}: has no row {row}")
+
+
+@lru_cache(maxsize=8)
+def _frames(store: Store, key: str) -> tuple[bytes, ...]:
+    return video_frames(_read_file(store, key), fps=1.0, most=MAX_FRAMES)[0]
+
+
+def count_frames(store: Store, key: str) -> int:
+    return len(_frames(store, key))
+
+
+def _read_file(store: Store, key: str) -> bytes:
+    try:
+        return store.read(key)
+    except NotFound:
+        raise SampleError(f"{store.uri_of(key)}: not there") from None

@@ -70,6 +70,78 @@ def resume_command(run: str, root: str | None, launcher: str | None, after_fatal
     return carry_out(request, after_fatal=after_fatal, as_json=as_json)
 
 
+@click.command("deploy")
+@click.option("--site", "site_file", type=click.Path(exists=True, dir_okay=False), metavar="FILE", help="Default: STAGECOACH_SITE.")
+@click.option(
+    "--pool-type", default="process", show_default=True, metavar="T", help="Of the work pool, if it is not there: process, kubernetes."
+)
+@click.option(
+    "--webhook",
+    envvar="STAGECOACH_NOTICE_WEBHOOK",
+    metavar="URL",
+    help="Told of failed, pending and stalled runs. A secret: better in the environment.",
+)
+@click.option(
+    "--silent",
+    "silent_s",
+    type=click.FloatRange(min=90),
+    default=90,
+    show_default=True,
+    metavar="S",
+    help="Without a flow's heartbeat: it crashed.",
+)
+@click.option(
+    "--pending",
+    "pending_s",
+    type=click.FloatRange(min=10),
+    default=3600,
+    show_default=True,
+    metavar="S",
+    help="A job without a machine: a notice.",
+)
+@click.option(
+    "--stalled",
+    "stalled_s",
+    type=click.FloatRange(min=10),
+    default=1800,
+    show_default=True,
+    metavar="S",
+    help="Without a new step: a notice.",
+)
+@click.option("--json", "as_json", is_flag=True, help="One JSON value on stdout and nothing else.")
+def deploy_command(
+    site_file: str | None, pool_type: str, webhook: str | None, silent_s: float, pending_s: float, stalled_s: float, as_json: bool
+) -> int:
+    """Registers work pool, deployments, schedules and automations with the Prefect server at PREFECT_API_URL (or the site's).
+
+    Run it again after anything: nothing is doubled. A worker then takes the flows: `prefect worker start --pool stagecoach`.
+    """
+    import os
+
+    from stagecoach.cli.tables import print_json
+    from stagecoach.errors import ConfigError
+    from stagecoach.site import load_site
+    from stagecoach_flows.embedded import prepare_prefect
+
+    if site_file is not None:
+        os.environ["STAGECOACH_SITE"] = site_file
+    site = load_site()
+    if not (os.environ.get("PREFECT_API_URL") or site.prefect_api_url):
+        raise ConfigError("no Prefect server is named: set PREFECT_API_URL, or prefect_api_url in the site file")
+    prepare_prefect(site)
+    from stagecoach_flows.automations import Deadlines
+    from stagecoach_flows.deploy import deploy_or_say
+
+    deadlines = Deadlines(silent_s=silent_s, pending_s=pending_s, stalled_s=stalled_s)
+    made = deploy_or_say(site, pool_type=pool_type, deadlines=deadlines, webhook=webhook)
+    if as_json:
+        print_json({"pool": made.pool, "deployments": made.deployments, "automations": made.automations})
+        return 0
+    click.echo(f"work pool {made.pool}; deployments {', '.join(sorted(made.deployments))}")
+    click.echo(f"automations: {'; '.join(sorted(name.removeprefix('stagecoach: ') for name in made.automations))}")
+    return 0
+
+
 def bundle(folder: str | None, root: str, *, dry_run: bool) -> str | None:
     """Digest of the code bundle, put into the bucket unless nothing may be written."""
     if folder is None:

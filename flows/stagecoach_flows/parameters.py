@@ -64,20 +64,24 @@ class RunParameters(BaseModel):
 
     recipe: str = Field(title="Recipe", description="`stagecoach recipes` lists them.")
     root: Annotated[str, AfterValidator(_root)] | None = Field(
-        None, title="Root", description="Where runs are kept, such as s3://bucket/prefix. Empty: the site's."
+        default=None, title="Root", description="Where runs are kept, such as s3://bucket/prefix. Empty: the site's."
     )
     run_id: Annotated[str, AfterValidator(_run_id)] | None = Field(
-        None, title="Run id", description="The same id again attaches to the run or goes on with it. Empty: a new run."
+        default=None, title="Run id", description="The same id again attaches to the run or goes on with it. Empty: a new run."
     )
-    data: Uri | None = Field(None, title="Data", description="Root of a made corpus; datasets named in the plan win over it.")
-    launcher: str = Field("local", title="Launcher", description="local, jobset, kubernetes or ray.")
-    nodes: int | None = Field(None, ge=1, title="Nodes", description="Empty: the recipe's.")
-    ranks_per_node: int | None = Field(None, ge=1, title="Ranks per node", description="Empty: the recipe's.")
-    stages: tuple[str, ...] = Field((), title="Stages", description="Only these. Empty: all.")
-    from_checkpoint: Uri | None = Field(None, title="From checkpoint", description="Folder of another run's stage or checkpoint.")
-    verify: Literal["quick", "full"] = Field("quick", title="Verify", description="Of checkpoints: sizes and checksums, or every byte.")
-    settings: tuple[SettingText, ...] = Field((), title="Settings", description="PATH=VALUE, such as sft.optimizer.peak_lr=1e-5.")
-    code: str | None = Field(None, pattern="^[0-9a-f]{64}$", title="Code", description="Digest of a code bundle (`stagecoach run --code`).")
+    data: Uri | None = Field(default=None, title="Data", description="Root of a made corpus; datasets named in the plan win over it.")
+    launcher: str = Field(default="local", title="Launcher", description="local, jobset, kubernetes or ray.")
+    nodes: int | None = Field(default=None, ge=1, title="Nodes", description="Empty: the recipe's.")
+    ranks_per_node: int | None = Field(default=None, ge=1, title="Ranks per node", description="Empty: the recipe's.")
+    stages: tuple[str, ...] = Field(default=(), title="Stages", description="Only these. Empty: all.")
+    from_checkpoint: Uri | None = Field(default=None, title="From checkpoint", description="Folder of another run's stage or checkpoint.")
+    verify: Literal["quick", "full"] = Field(
+        default="quick", title="Verify", description="Of checkpoints: sizes and checksums, or every byte."
+    )
+    settings: tuple[SettingText, ...] = Field(default=(), title="Settings", description="PATH=VALUE, such as sft.optimizer.peak_lr=1e-5.")
+    code: str | None = Field(
+        default=None, pattern="^[0-9a-f]{64}$", title="Code", description="Digest of a code bundle (`stagecoach run --code`)."
+    )
 
     def request(self, *, run_id: str | None = None) -> PipelineRequest:
         """The same for `stages.pipeline`. `run_id` is used where none was asked for."""
@@ -125,6 +129,16 @@ class Blip3Parameters(RunParameters):
     recipe: Annotated[str, _one_of("blip3")] = Field(title="Recipe", json_schema_extra={"enum": list(recipes_of("blip3"))})
 
 
+class StageParameters(RunParameters):
+    """One stage of any recipe; `stages` is set by the flow."""
+
+    recipe: str = Field(title="Recipe", json_schema_extra={"enum": list(RECIPES)})
+
+    def only(self, stage: str) -> "StageParameters":
+        """The same for that stage alone."""
+        return self.model_copy(update={"stages": (stage,)})
+
+
 MODELS: dict[str, type[RunParameters]] = {"mm1": Mm1Parameters, "mm1_5": Mm15Parameters, "blip3": Blip3Parameters}
 
 
@@ -133,9 +147,11 @@ class ResumeParameters(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    root: Annotated[str, AfterValidator(_root)] | None = Field(None, title="Root", description="Empty: the site's.")
-    run_id: Annotated[str, AfterValidator(_run_id)] | None = Field(None, title="Run id", description="Only this run. Empty: all.")
-    watch_s: float = Field(40.0, ge=0, title="Watch", description="How long a controller's beat may stand still before it counts as gone.")
+    root: Annotated[str, AfterValidator(_root)] | None = Field(default=None, title="Root", description="Empty: the site's.")
+    run_id: Annotated[str, AfterValidator(_run_id)] | None = Field(default=None, title="Run id", description="Only this run. Empty: all.")
+    watch_s: float = Field(
+        default=40.0, ge=0, title="Watch", description="How long a controller's beat may stand still before it counts as gone."
+    )
 
 
 class EvaluateParameters(BaseModel):
@@ -145,7 +161,7 @@ class EvaluateParameters(BaseModel):
 
     run_id: Annotated[str, AfterValidator(_run_id)] = Field(title="Run id")
     stage: str = Field(title="Stage")
-    root: Annotated[str, AfterValidator(_root)] | None = Field(None, title="Root", description="Empty: the site's.")
+    root: Annotated[str, AfterValidator(_root)] | None = Field(default=None, title="Root", description="Empty: the site's.")
 
 
 class GcParameters(BaseModel):
@@ -153,6 +169,6 @@ class GcParameters(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    root: Annotated[str, AfterValidator(_root)] | None = Field(None, title="Root", description="Empty: the site's.")
-    run_id: Annotated[str, AfterValidator(_run_id)] | None = Field(None, title="Run id", description="Only this run. Empty: all.")
-    dry_run: bool = Field(False, title="Only look", description="Say what would be removed.")
+    root: Annotated[str, AfterValidator(_root)] | None = Field(default=None, title="Root", description="Empty: the site's.")
+    run_id: Annotated[str, AfterValidator(_run_id)] | None = Field(default=None, title="Run id", description="Only this run. Empty: all.")
+    dry_run: bool = Field(default=False, title="Only look", description="Say what would be removed.")

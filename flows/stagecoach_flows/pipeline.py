@@ -82,7 +82,8 @@ class Pipeline:
                 result = run_stage(stage, launcher, evaluate=around.evaluation(stage, launcher, prepared.request.data))
             except KeyboardInterrupt:
                 raise after_interrupt(self.control, stage, launcher, view) from None
-        self.publisher.poll(name, at_once=True)
+            finally:
+                self.publisher.poll(name, at_once=True)
         return result
 
 

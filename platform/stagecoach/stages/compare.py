@@ -41,7 +41,8 @@ def compare_runs(runs: Runs, one: str, other: str) -> list[StageComparison]:
     common = [stage for stage in left.stages if stage in right.stages]
     if not common:
         raise ConfigError(f"{one} has the stages {', '.join(left.stages)}, {other} has {', '.join(right.stages)}: none in common")
-    return [compare_stage(runs, left, right, stage) for stage in common]
+    begun = [stage for stage in common if all(runs.stage(run, stage).plan() is not None for run in (left, right))]
+    return [compare_stage(runs, left, right, stage) for stage in begun or common]  # a fork has only the stages from its fork on
 
 
 def compare_stage(runs: Runs, left: RunRecord, right: RunRecord, stage: str) -> StageComparison:

@@ -17,6 +17,7 @@ from stagecoach.errors import CheckpointError, ConfigError
 from stagecoach.recipes.problems import Problem
 from stagecoach.recipes.resolve import resolve
 from stagecoach.site import Site
+from stagecoach.stages.code import check_code
 from stagecoach.stages.control import Control
 from stagecoach.stages.parent import Depth, find_parent, pin_parent
 from stagecoach.stages.pins import pin_data
@@ -94,6 +95,7 @@ def prepare_pipeline(request: PipelineRequest, site: Site) -> PreparedPipeline:
     layouts = [setting for name in names for setting in layout_settings(_of_stage(request, name))]
     resolved = resolve(request.recipe, [*request.settings, *layouts])
     runs = Runs.open(request.root)
+    check_code(runs, request.code)
     known = runs.run(run_id)
     run = known or run_record(resolved, run_id, _of_stage(request, names[0]))
     refuse_other_run(run, resolved)

@@ -1,6 +1,7 @@
 """One attempt on one node: gather, start the ranks, watch them to their end."""
 
 import asyncio
+import os
 import signal
 import time
 from dataclasses import replace
@@ -8,6 +9,7 @@ from dataclasses import replace
 from stagecoach.contract.job import AttemptStart, Progress
 from stagecoach.log import logger
 from stagecoach.supervisor.agents import torchrun_arguments
+from stagecoach.supervisor.code import python_path
 from stagecoach.supervisor.node import Node
 from stagecoach.supervisor.outcome import Verdict, hung, judge, not_started, signal_name
 from stagecoach.supervisor.processes import is_ending, library_shm, living_descendants
@@ -90,6 +92,8 @@ class NodeAttempt:
         }
         if settings.host.startswith("127."):
             environment["GLOO_SOCKET_IFNAME"] = "lo"
+        if self._node.code is not None:
+            environment["PYTHONPATH"] = python_path(self._node.code, os.environ.get("PYTHONPATH", ""))
         self._group.start(self._node.agents.take(), arguments, environment)
 
     # --- watching

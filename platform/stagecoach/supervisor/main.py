@@ -19,6 +19,7 @@ from stagecoach.log import configure, logger
 from stagecoach.supervisor import signals
 from stagecoach.supervisor.attempt import NodeAttempt
 from stagecoach.supervisor.claims import claim_next, now
+from stagecoach.supervisor.code import unpack_code
 from stagecoach.supervisor.http import HttpServer
 from stagecoach.supervisor.local_state import note_exit, write_started
 from stagecoach.supervisor.node import Node, build_node, tree_prefix
@@ -114,6 +115,8 @@ async def supervise(settings: SupervisorSettings) -> tuple[int, str]:
         node.keep_sweeper()
         node.agents.warm()
         node.port = await listen(server, node)
+        if spec.code_uri is not None:
+            node.code = await unless_stopped(stop, unpack_code, spec.code_uri, node.folder / "code")
         return await attempts(node)
     except StopRequested:
         ended = node.as_ended(Verdict(kind="stopped", exit_code=ExitCode.STOPPED, message="stopped before anything ran"))

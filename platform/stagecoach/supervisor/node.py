@@ -46,6 +46,7 @@ class Node:
     stopped_at: list[float] = field(default_factory=list)  # the moment it was, on the monotonic clock
     is_out_of_time: bool = False  # it was not the platform that set `stop`, but the launch spec's max_seconds
     port: int = 0
+    code: Path | None = None  # the researcher's own, unpacked
     leader: Leader | None = None  # of the attempt that runs, on node 0
     progress: Progress | None = None
     heartbeat_age_s: float = 0.0

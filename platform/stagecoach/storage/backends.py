@@ -1,7 +1,8 @@
 """What a kind of store must be able to do: single attempts, no retries, whole paths. `Store` adds keys, retries and ranges."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from stagecoach.storage.errors import ObjectChanged, OutOfRange
 from stagecoach.storage.retry import Gate
@@ -103,6 +104,14 @@ class Backend(Protocol):
     def uri(self, path: str) -> str: ...
 
 
+@runtime_checkable
+class Filler(Protocol):
+    """A backend that can read into memory of the caller's."""
+
+    def fill(self, path: str, start: int, buffers: Sequence[memoryview]) -> None:
+        """Fills the writable `buffers`, one after another, with the bytes from `start` on. Raises NotFound, OutOfRange."""
+
+
 @dataclass
 class Page:
     objects: list[ObjectInfo] = field(default_factory=list)
@@ -116,7 +125,7 @@ class Upload(Protocol):
     is_parallel: bool
 
     def start(self) -> None: ...
-    def part(self, number: int, body: bytes) -> None: ...
+    def part(self, number: int, body: bytes | memoryview) -> None: ...
     def finish(self, checksum: str) -> ObjectInfo: ...
     def abort(self) -> None:
         """Leaves nothing behind. Never raises."""

@@ -120,7 +120,7 @@ class GenericUpload:
     def start(self) -> None:
         self.file = self.backend._run("write", self.path, self.backend.fs.open, self.path, "wb", autocommit=False)
 
-    def part(self, number: int, body: bytes) -> None:
+    def part(self, number: int, body: bytes | memoryview) -> None:
         try:
             self.file.write(body)
         except OSError as error:  # the writer's buffer cannot be sent twice

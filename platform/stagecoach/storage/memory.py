@@ -92,8 +92,8 @@ class MemoryUpload:
     def start(self) -> None:
         self.bodies.clear()
 
-    def part(self, number: int, body: bytes) -> None:
-        self.bodies[number] = body
+    def part(self, number: int, body: bytes | memoryview) -> None:
+        self.bodies[number] = bytes(body)
 
     def finish(self, checksum: str) -> ObjectInfo:
         return self.backend.put(self.path, b"".join(self.bodies[number] for number in sorted(self.bodies)), checksum)

@@ -56,3 +56,11 @@ def _slice(offset: int, length: int, spans: Sequence[Span], bodies: Mapping[Span
         pieces.append(bodies[span][at - span.start : stop - span.start])
         at, index = span.stop, index + 1
     return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+
+def scatter(body: bytes, buffers: Sequence[memoryview]) -> None:
+    """Fills writable buffers, one after another, with a body as long as all of them."""
+    at = 0
+    for buffer in buffers:
+        buffer[:] = body[at : at + buffer.nbytes]
+        at += buffer.nbytes

@@ -39,8 +39,8 @@ class S3Upload:
         reply = self._run("create_multipart_upload", "PutObject", Metadata={CHECKSUM_NAME: TAGGED})
         self.upload_id = reply["UploadId"]
 
-    def part(self, number: int, body: bytes) -> None:
-        reply = self._run("upload_part", "PutObject", UploadId=self.upload_id, PartNumber=number, Body=body)
+    def part(self, number: int, body: bytes | memoryview) -> None:
+        reply = self._run("upload_part", "PutObject", UploadId=self.upload_id, PartNumber=number, Body=bytes(body))
         self.sizes[number], self.etags[number] = len(body), reply["ETag"]
 
     def finish(self, checksum: str) -> ObjectInfo:

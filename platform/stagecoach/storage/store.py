@@ -20,9 +20,9 @@ from typing import TypeVar
 
 from stagecoach.redaction import hide_environment, redact
 from stagecoach.storage import digest
-from stagecoach.storage.backends import Backend, Download, ObjectInfo, Page, changed
+from stagecoach.storage.backends import Backend, Download, Filler, ObjectInfo, Page, changed
 from stagecoach.storage.errors import NotFound, ObjectChanged, ObjectCorrupt, UriRefused, UsedAfterFork
-from stagecoach.storage.ranges import Span, gather, plan_spans
+from stagecoach.storage.ranges import Span, gather, plan_spans, scatter
 from stagecoach.storage.retry import Gate, call
 from stagecoach.storage.settings import Clock, StoreSettings, SystemClock
 from stagecoach.storage.upload import Parts, send_parts
@@ -135,6 +135,18 @@ class Store:
         self._check_one_version(key, downloads)
         return gather(ranges, {span: bytes(download.body) for span, download in zip(spans, downloads, strict=True)})
 
+    def read_into(self, key: str, start: int, buffers: Sequence[memoryview]) -> None:
+        """Fills the writable `buffers` (of bytes), one after another, with the bytes from `start` on: `read_ranges` without a copy.
+
+        Raises NotFound, ObjectChanged and OutOfRange; what the buffers hold then is unknown.
+        """
+        backend, path = self._backend, self._path_of(key)
+        if isinstance(backend, Filler):
+            self._call("reading", path, lambda: backend.fill(path, start, buffers))
+            return
+        [body] = self.read_ranges(key, [(start, sum(buffer.nbytes for buffer in buffers))])
+        scatter(body, buffers)
+
     def stat(self, key: str) -> ObjectInfo:
         """Size, ETag and stored checksum. Raises NotFound."""
         path = self._path_of(key)
@@ -158,10 +170,12 @@ class Store:
 
     # Writing
 
-    def publish(self, key: str, data: bytes | Iterable[bytes]) -> ObjectInfo:
+    def publish(self, key: str, data: bytes | Iterable[bytes | memoryview]) -> ObjectInfo:
         """Writes the body so that a reader sees all of it or none, replacing what stood there; digests it on the way.
 
         `data` may be an iterable of pieces of any size: large bodies go up in parts (several at a time) and are never held whole.
+        It may be asked for its next piece by another thread. A piece that is a memoryview is not copied where that can be helped, so
+        what it shows must not change before this returns.
         When anything raises, the iterable included, nothing is visible and no part is left behind.
         """
         path = self._path_of(key)

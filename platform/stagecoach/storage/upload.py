@@ -20,7 +20,7 @@ class Attempt(Protocol):
 class Parts:
     """Cuts pieces of any size into a head (what one PUT takes) and the parts that follow."""
 
-    def __init__(self, data: Iterable[bytes], settings: StoreSettings) -> None:
+    def __init__(self, data: Iterable[bytes | memoryview], settings: StoreSettings) -> None:
         self._pieces = iter(data)
         self._settings = settings
         self._held: deque[memoryview] = deque()
@@ -30,9 +30,10 @@ class Parts:
     def small_body(self) -> bytes | None:
         """The whole body when it fits one PUT; else None, and `parts` yields it from its start."""
         self._hold(self._settings.single_put_bytes + 1)
-        return self._take(self._held_bytes) if self._held_bytes <= self._settings.single_put_bytes else None
+        return bytes(self._take(self._held_bytes)) if self._held_bytes <= self._settings.single_put_bytes else None
 
-    def parts(self) -> Iterator[bytes]:
+    def parts(self) -> Iterator[bytes | memoryview]:
+        """A piece of the caller's that is as large as a part is one, uncopied."""
         number = 0
         while True:
             size = max(MIN_PART_BYTES, self._settings.request_bytes) * 2 ** (number // PARTS_PER_SIZE)
@@ -51,7 +52,7 @@ class Parts:
             self._held.append(memoryview(piece))
             self._held_bytes += len(piece)
 
-    def _take(self, size: int) -> bytes:
+    def _take(self, size: int) -> bytes | memoryview:
         taken, missing = [], size
         while missing:
             piece = self._held.popleft()
@@ -60,9 +61,10 @@ class Parts:
             taken.append(piece[:missing])
             missing -= len(taken[-1])
         self._held_bytes -= size
-        if len(taken) == 1 and isinstance(taken[0].obj, bytes) and taken[0].nbytes == len(taken[0].obj):
-            return taken[0].obj  # the caller's own bytes, uncopied
-        return b"".join(taken)
+        if len(taken) != 1:
+            return b"".join(taken)
+        whole = taken[0].obj
+        return whole if isinstance(whole, bytes) and taken[0].nbytes == len(whole) else taken[0]
 
 
 def send_parts(upload: Upload, parts: Parts, pool: ThreadPoolExecutor, settings: StoreSettings, attempt: Attempt) -> ObjectInfo:
@@ -71,27 +73,41 @@ def send_parts(upload: Upload, parts: Parts, pool: ThreadPoolExecutor, settings:
     At most a quarter of settings.concurrency parts (at least 2) wait in memory.
     """
     attempt("publishing", upload.start)
-    in_flight: deque[Future[ObjectInfo | None]] = deque()
-    try:
-        for number, body in enumerate(parts.parts(), start=1):
-            send = _sender(upload, number, body)
-            if not upload.is_parallel:
-                attempt("publishing", send)
-                continue
-            in_flight.append(pool.submit(attempt, "publishing", send))
-            if len(in_flight) >= max(2, settings.concurrency // 4):
-                in_flight.popleft().result()
-        while in_flight:
-            in_flight.popleft().result()
-    finally:
-        _settle(in_flight)
+    if upload.is_parallel:
+        _send_at_once(upload, parts, pool, max(2, settings.concurrency // 4), attempt)
+    else:
+        _send_in_order(upload, parts, attempt)
     checksum = parts.digest.hex()
     info = attempt("publishing", lambda: upload.finish(checksum))
     assert info is not None
     return info
 
 
-def _sender(upload: Upload, number: int, body: bytes) -> Callable[[], None]:
+def _send_at_once(upload: Upload, parts: Parts, pool: ThreadPoolExecutor, most: int, attempt: Attempt) -> None:
+    in_flight: deque[Future[ObjectInfo | None]] = deque()
+    try:
+        for number, body in enumerate(parts.parts(), start=1):
+            in_flight.append(pool.submit(attempt, "publishing", _sender(upload, number, body)))
+            if len(in_flight) >= most:
+                in_flight.popleft().result()
+        while in_flight:
+            in_flight.popleft().result()
+    finally:
+        _settle(in_flight)
+
+
+def _send_in_order(upload: Upload, parts: Parts, attempt: Attempt) -> None:
+    """One part after another; the next is made, and digested, while one is sent."""
+    bodies = parts.parts()
+    with ThreadPoolExecutor(1, thread_name_prefix="stagecoach-upload") as maker:
+        made, number = maker.submit(next, bodies, None), 1
+        while (body := made.result()) is not None:
+            made = maker.submit(next, bodies, None)
+            attempt("publishing", _sender(upload, number, body))
+            number += 1
+
+
+def _sender(upload: Upload, number: int, body: bytes | memoryview) -> Callable[[], None]:
     return lambda: upload.part(number, body)
 
 

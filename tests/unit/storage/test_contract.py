@@ -101,6 +101,26 @@ def test_a_range_past_the_end_is_refused(store: Store, bad: tuple[int, int]) -> 
         store.read_ranges("a", [(0, 5), bad])
 
 
+@pytest.mark.parametrize("sizes", [[len(BODY)], [1, 0, 4096, 100], [1] * 1500])
+def test_a_range_is_read_into_memory_of_the_callers(store: Store, sizes: list[int]) -> None:
+    store.publish("a", BODY)
+    memory = bytearray(sum(sizes))
+    starts = [sum(sizes[:index]) for index in range(len(sizes))]
+    start = len(BODY) - len(memory)
+    store.read_into("a", start, [memoryview(memory)[at : at + size] for at, size in zip(starts, sizes, strict=True)])
+    assert memory == BODY[start:]
+    with pytest.raises(OutOfRange):
+        store.read_into("a", start + 1, [memoryview(memory)])
+    with pytest.raises(NotFound):
+        store.read_into("b", 0, [memoryview(memory)])
+
+
+def test_a_view_of_memory_is_published_as_it_stands(store: Store) -> None:
+    info = store.publish("views", (memoryview(BIG)[start : start + (8 << 20)] for start in range(0, len(BIG), 8 << 20)))
+    assert info.size == len(BIG)
+    assert store.read("views") == BIG
+
+
 def test_ranges_of_a_replaced_object_are_refused(store: Store) -> None:
     etag = store.publish("a", BODY).etag
     assert store.read_ranges("a", [(1, 2)], if_match=etag) == [BODY[1:3]]

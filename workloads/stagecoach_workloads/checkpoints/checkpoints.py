@@ -18,7 +18,7 @@ from stagecoach.contract.checkpoint import CheckpointPart
 from stagecoach.contract.ledger import JobFolder
 from stagecoach.contract.records import to_plain
 from stagecoach.errors import StagecoachError
-from stagecoach_workloads.checkpoints.errors import Fenced, SaveFailed
+from stagecoach_workloads.checkpoints.errors import Fenced, SaveFailed, SaveSkipped
 from stagecoach_workloads.checkpoints.layout import Layout, build_layout
 from stagecoach_workloads.checkpoints.link import SaverLink
 from stagecoach_workloads.checkpoints.loading import plan_load
@@ -107,12 +107,12 @@ class Checkpoints:
     def wait(self, deadline_s: float | None = None) -> bool:
         """Waits for the save in flight. True when the step last saved is committed, False when time ran out.
 
-        Raises as `save`, and SaveFailed when that step was skipped: whoever waits needs it.
+        Raises as `save`, and SaveSkipped when that step was skipped: whoever waits needs it.
         """
         self._wait_while_in_flight(deadline_s)
         self._poll()
         if self._in_flight is None and self._skips:
-            raise SaveFailed(f"step {self._saved_step} was not saved: {self._skip_reason}")
+            raise SaveSkipped(f"step {self._saved_step} was not saved: {self._skip_reason}")
         return self._in_flight is None and self._saved_step in (None, self.committed_step)
 
     def seconds_of_last_save(self) -> float | None:

@@ -12,6 +12,10 @@ class SaveFailed(StagecoachError):
     exit_code: ClassVar[ExitCode] = ExitCode.RETRY
 
 
+class SaveSkipped(SaveFailed):
+    """A rank had no room for the copy of its state. Training may go on; whoever needs this very step may not."""
+
+
 class Fenced(StagecoachError):
     """A newer attempt of this job was claimed: this one writes nothing more."""
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 LINE_S = 10.0  # between two lines in the log
 LINES_BYTES = 64 << 10  # that may wait
+SAMPLE_CHARS = 400  # of a text, in an event
 CLOSE_S = 2.0  # how long an end waits for each sink
 LONG = ("init", "restore", "evaluation")  # their seconds are told when they end; the others' with the next step
 
@@ -34,7 +35,8 @@ class RunLog:
     """One per rank. Only rank 0 writes scalars and lines; every rank beats and sends events of its own. Nothing here blocks or raises.
 
     Events: `step` (rank 0: loss, losses, grad_norm, rates, counts, taken, speed), `sample_ids` (every rank that has a hash), `validation`,
-    `straggler` (a rank became slow, or stopped being so), `seconds` (at the end, by bucket), `telemetry_lost` (what a sink did not take).
+    `shares`, `samples`, `straggler` (a rank became slow, or stopped being so), `seconds` (at the end, by bucket), `telemetry_lost` (what a
+    sink did not take).
     TensorBoard's tags stand in `tensorboard.py`.
     """
 
@@ -115,9 +117,26 @@ class RunLog:
             self._sink.scalars(step, {f"validation/{name}": value for name, value in losses.items()})
             self._say(f"step {step} validation: {', '.join(f'{name} {value:.4g}' for name, value in sorted(losses.items()))}")
 
+    def rewound(self, step: int, *, tokens: int, images: int) -> None:
+        """Training is back at `step`: what was trained on after it counts no more."""
+        self._step, self._tokens, self._images = step, tokens, images
+        self._speed.rewound()
+        self._context.heartbeat(step=step, phase="restore", tokens=tokens, images=images)
+
+    def shares(self, step: int, report: Mapping[str, Any]) -> None:
+        """Tells what was consumed beside what the mixture asks for (`ShareMeter.report`): achieved and wanted by source, kind, category."""
+        if not self._is_first:
+            return
+        self.event("shares", report, step=step)
+        groups = {group: report[group] for group in ("source", "kind", "category")}
+        self._sink.scalars(step, {f"share/{g}/{name}": pair[0] for g, pairs in groups.items() for name, pair in pairs.items()})
+        if report["off"]:
+            self._say(f"step {step}: shares of {', '.join(report['off'])} are further from the mixture than by chance")
+
     def samples(self, step: int, images: Mapping[str, np.ndarray], texts: Mapping[str, str]) -> None:
-        """Shows images (HWC uint8; `drawing.draw_boxes` draws on them) and texts in TensorBoard."""
+        """Shows images (HWC uint8; `drawing.draw_boxes` draws on them) and texts in TensorBoard; the texts are an event too."""
         if self._is_first:
+            self.event("samples", {name: text[:SAMPLE_CHARS] for name, text in texts.items()}, step=step)
             for name, image_HWC in images.items():
                 self._sink.image(step, f"samples/{name}", image_HWC)
             for name, text in texts.items():

@@ -40,6 +40,10 @@ class Speed:
         self._ends.append((step, now))
         return self.rates()
 
+    def rewound(self) -> None:
+        """Steps are to be made again: the time that is left is learned anew."""
+        self._ends.clear()
+
     def rates(self) -> Rates:
         """Over the window."""
         if len(self._marks) < 2:
@@ -57,5 +61,7 @@ class Speed:
         )
 
     def _eta(self) -> float | None:
+        if not self._ends:
+            return None
         (first, began), (last, ended) = self._ends[0], self._ends[-1]
         return max(0, self._steps - last) * (ended - began) / (last - first) if last > first else None

@@ -10,6 +10,7 @@ attempt: a number is known by job, attempt and step, and where attempts overlap 
     batch/{targets,tokens,images}             of the step, over all ranks
     seconds/{bucket}                          of this attempt, summing to its wall time
     validation/{category}
+    share/{source,kind,category}/{name}       of what was consumed since the last point
     samples/{name}                            images (with boxes) and texts
 """
 

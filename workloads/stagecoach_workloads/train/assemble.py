@@ -2,7 +2,8 @@
 
 import hashlib
 import os
-from dataclasses import dataclass
+import shutil
+from dataclasses import dataclass, replace
 
 import torch
 from torch.distributed.device_mesh import DeviceMesh
@@ -11,18 +12,22 @@ from stagecoach.contract.identity import model_fingerprint
 from stagecoach.contract.plan import DatasetRef, StagePlan
 from stagecoach.costs.load import stage_steps
 from stagecoach.errors import ConfigError, DataError
+from stagecoach.storage import Store
 from stagecoach_workloads.data.plan.open import OpenData, open_data
-from stagecoach_workloads.data.work.loader import StepLoader
+from stagecoach_workloads.data.work.fetch import FetchSettings
+from stagecoach_workloads.data.work.loader import StepLoader, WorkSettings
 from stagecoach_workloads.models.build import build_model as build_whole_model
 from stagecoach_workloads.models.multimodal import MultimodalModel
 from stagecoach_workloads.parallel.checkpointing import apply_activation_checkpointing
 from stagecoach_workloads.parallel.compile import compile_blocks
 from stagecoach_workloads.parallel.fsdp import Precision, blocks_of, shard_model
 from stagecoach_workloads.rank import RankContext
-from stagecoach_workloads.train.feed import Feed
+from stagecoach_workloads.train.feed import DataWatch, Feed
 from stagecoach_workloads.train.guard import Guard
 from stagecoach_workloads.train.optimizers.build import build_optimizer
 from stagecoach_workloads.train.state import TrainState
+
+CACHE_SHARE = 0.25  # of the free part of a node's disk, for blocks of data
 
 
 @dataclass(frozen=True)
@@ -77,16 +82,29 @@ def build_state(plan: StagePlan, mesh: DeviceMesh, device: torch.device, precisi
     return TrainState(model=model, optimizer=build_optimizer(model, plan), guard=Guard(max_grad_norm=plan.optimizer.max_grad_norm))
 
 
-def open_stage_data(plan: StagePlan, model: MultimodalModel) -> OpenData:
-    """The datasets that plan.json pins. The model learns which token stands for an image."""
-    data = open_data(plan)
+def open_stage_data(plan: StagePlan, model: MultimodalModel, states: Store | None = None) -> OpenData:
+    """The datasets that plan.json pins; `states` is the job's store, which may know where steps begin. The model learns which token
+    stands for an image."""
+    data = open_data(plan, states=states)
     model.image_token = data.tokenizer.image_id
     return data
 
 
-def build_feed(data: OpenData, state: TrainState, rank: int, world_size: int) -> Feed:
+def build_feed(context: RankContext, data: OpenData, state: TrainState, *, steps: int) -> Feed:
     """The rank's steps from where `state` is."""
-    return Feed(StepLoader(data, rank=rank, world_size=world_size, start=state.data_step, state=state.data))
+    loader = StepLoader(
+        data, rank=context.rank, world_size=context.world_size, start=state.data_step, state=state.data,
+        settings=WorkSettings(fetch=fetch_settings(context)),
+    )  # fmt: skip
+    last_step = steps - 1 + state.guard.batches_skipped
+    return Feed(loader, DataWatch(loader, context.job.store, last_step=last_step) if context.rank == 0 else None)
+
+
+def fetch_settings(context: RankContext) -> FetchSettings:
+    """Blocks of an object store are kept on the node's disk for its other ranks, in a part of what is free there."""
+    usual = FetchSettings()
+    room = int(shutil.disk_usage(context.local_dir).free * CACHE_SHARE)
+    return replace(usual, cache_folder=str(context.local_dir / "blocks"), cache_bytes=min(usual.cache_bytes, room))
 
 
 def sources_of(plan: StagePlan, data: OpenData) -> list[DatasetRef]:

@@ -6,10 +6,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from stagecoach.errors import StorageError
+from stagecoach.storage import Store
+from stagecoach_workloads.data.plan.shares import ShareMeter
+from stagecoach_workloads.data.plan.states import EVERY_STEPS, states_key, write_state_table
 from stagecoach_workloads.data.work.loader import LoadedStep, StepLoader
 
 POLL_S = 0.2
 AHEAD = 2
+SHARES_EVERY_STEPS = 50
 
 
 @dataclass(frozen=True)
@@ -18,13 +23,48 @@ class Fed:
 
     loaded: LoadedStep
     state_after: dict[str, Any]
+    shares: dict[str, Any] | None = None  # `ShareMeter.report` of the window that ends here
+    complaint: str | None = None  # why the table of states could not be written
+
+
+class DataWatch:
+    """What one rank does for all besides loading: adds up what the steps are made of, and keeps the job's table of data states."""
+
+    def __init__(self, loader: StepLoader, job: Store, *, last_step: int) -> None:
+        """`last_step`: the data plan's, where the stage ends."""
+        self._plan, self._job, self._last_step = loader.data.plan, job, last_step
+        self._key = states_key(loader.data.stage.name)
+        self._meter = ShareMeter(self._plan)
+        self._counted = 0
+
+    def shares(self, step: int) -> dict[str, Any] | None:
+        """Counts a step; a report at the end of each window, and of the stage."""
+        self._meter.add(self._plan.batch(step))
+        self._counted += 1
+        if self._counted < SHARES_EVERY_STEPS and step < self._last_step:
+            return None
+        report = self._meter.report()
+        self._meter.reset()
+        self._counted = 0
+        return report
+
+    def keep_states(self, step: int) -> str | None:
+        """Writes the table when it is time. Returns what went wrong: without it a seek takes longer, and nothing else does."""
+        if (step + 1) % EVERY_STEPS:
+            return None
+        try:
+            write_state_table(self._job, self._key, self._plan)
+        except StorageError as error:
+            return str(error)
+        return None
 
 
 class Feed:
     """Iterates a `StepLoader` in a thread. The plan, which is not safe to share, is touched there only."""
 
-    def __init__(self, loader: StepLoader) -> None:
-        self._loader = loader
+    def __init__(self, loader: StepLoader, watch: DataWatch | None = None) -> None:
+        """`watch`: on one of the ranks."""
+        self._loader, self._watch = loader, watch
         self._ready: queue.Queue[Fed | BaseException] = queue.Queue(AHEAD)
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._run, name="feed", daemon=True)
@@ -50,10 +90,16 @@ class Feed:
     def _run(self) -> None:
         try:
             for loaded in self._loader:
-                if not self._put(Fed(loaded, self._loader.state(loaded.step + 1))):
+                if not self._put(self._fed(loaded)):
                     return
         except BaseException as error:
             self._put(error)
+
+    def _fed(self, loaded: LoadedStep) -> Fed:
+        state_after = self._loader.state(loaded.step + 1)
+        if self._watch is None:
+            return Fed(loaded, state_after)
+        return Fed(loaded, state_after, self._watch.shares(loaded.step), self._watch.keep_states(loaded.step))
 
     def _put(self, item: Fed | BaseException) -> bool:
         """False when nobody wants it any more."""

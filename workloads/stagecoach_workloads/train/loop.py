@@ -1,44 +1,32 @@
 """The training loop. Sharding happened before it, saving and telling are one call each, and nothing in it asks which parallelism is on."""
 
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-from torch import nn
-
-from stagecoach.constants import ExitCode
 from stagecoach.contract.plan import DatasetRef, StagePlan
-from stagecoach.errors import Diverged, StagecoachError
+from stagecoach.errors import Diverged
 from stagecoach_workloads.checkpoints import Checkpoints
-from stagecoach_workloads.checkpoints.errors import SaveFailed
 from stagecoach_workloads.data.work.collate import BadSample, Batch
-from stagecoach_workloads.parallel.clip import local_part
-from stagecoach_workloads.parallel.replicas import compare_replicas
-from stagecoach_workloads.rank import RankContext, Stopped
+from stagecoach_workloads.rank import RankContext
 from stagecoach_workloads.telemetry.counts import count_tokens
+from stagecoach_workloads.telemetry.own_time import OwnTime
 from stagecoach_workloads.telemetry.report import StepReport
 from stagecoach_workloads.telemetry.run_log import RunLog
-from stagecoach_workloads.testing.phases import ordered, reached
-from stagecoach_workloads.train.agreement import Totals, agree, all_ranks_say, gather_bad, hash_of_ids
+from stagecoach_workloads.testing.phases import reached
+from stagecoach_workloads.train.agreement import Totals, agree, gather_bad, hash_of_ids
 from stagecoach_workloads.train.assemble import World
 from stagecoach_workloads.train.feed import Fed, Feed
+from stagecoach_workloads.train.guard import Decision
+from stagecoach_workloads.train.samples import FixedSamples
+from stagecoach_workloads.train.saving import Saving
 from stagecoach_workloads.train.schedule import rate_scale
 from stagecoach_workloads.train.state import TrainState, derive_random_state, set_random_state
 from stagecoach_workloads.train.step import Gradients, compute_gradients
 from stagecoach_workloads.train.validation import FixedValidation
 
-LEAVING_S = 1.0  # kept of the grace for leaving itself
-SAVE_MARGIN = 1.3  # a save may take so many times as long as the last one
 IDS_PER_EVENT = 40
-
-
-class ReplicasDiffer(StagecoachError):
-    """What ranks hold twice is not the same any more."""
-
-    exit_code = ExitCode.RETRY
 
 
 @dataclass
@@ -54,14 +42,15 @@ class Run:
     feed: Feed
     steps: int
     sources: Sequence[DatasetRef]  # of the data plan, in its order
+    own_time: OwnTime
     validation: FixedValidation | None = None  # None when the plan asks for none
+    samples: FixedSamples | None = None  # likewise
     bad: list[BadSample] = field(default_factory=list)  # on this rank, in this attempt
-    save_error: Exception | None = None
     is_first_step: bool = True
-    last_save: int = field(init=False)  # the step that was saved last, or restored: known to all ranks, committed or not
+    saving: Saving = field(init=False)
 
     def __post_init__(self) -> None:
-        self.last_save = self.state.step
+        self.saving = Saving(self.context, self.plan, self.state, self.checkpoints, self.log, self.steps)
 
     # --- the algorithm
 
@@ -71,29 +60,32 @@ class Run:
             fed = self.wait_for_data()
             totals = self.agree(fed)
             if totals.stop or fed is None:
-                raise self.leave()
+                raise self.saving.leave()
             self.account(fed, totals)
             with self.compiling():
-                report = self.take_step(fed, totals)
-            self.log.step(report, fed.loaded.batches)
+                report, decision = self.take_step(fed, totals)
+            self.tell(report, fed)
+            if decision == "rewind":
+                self.rewind(report.step)
+                continue
             self.validate_if_due()
-            self.save_if_due()
-        self.wait_for_commit()
+            self.saving.save_if_due()
+        self.saving.wait_for_commit()
 
     def compiling(self) -> AbstractContextManager[None]:
         """The first step of a compiled model takes minutes, and until it is done there is nothing to save: a stop is obeyed at once."""
         first, self.is_first_step = self.is_first_step, False
         return self.context.leaving_at_once() if first and self.plan.layout.compile else nullcontext()
 
-    def take_step(self, fed: Fed, totals: Totals) -> StepReport:
-        """One optimizer step, or a step left out: then no weight moves on any rank."""
+    def take_step(self, fed: Fed, totals: Totals) -> tuple[StepReport, Decision]:
+        """One optimizer step, or a step left out: then no weight moves on any rank. Raises Diverged when rewinding did not help."""
         step = self.state.step + 1
         self.enter("forward")
         with self.log.bucket("compute"):
             gradients = compute_gradients(
                 self.state, fed.loaded.batches, num_targets=max(1, totals.targets),
                 max_grad_norm=self.plan.optimizer.max_grad_norm, sources=self.sources, device=self.world.device,
-                flops=self.log.flops(fed.loaded.batches),
+                own_time=self.own_time, flops=self.log.flops(fed.loaded.batches),
             )  # fmt: skip
             decision = self.state.guard.decide(gradients.loss, gradients.grad_norm)
             if decision == "take":
@@ -101,26 +93,21 @@ class Run:
                 self.state.last_loss = gradients.loss
             self.state.optimizer.zero_grad()
         self.state.data = fed.state_after
-        if decision == "rewind":
-            self.tell_batches("rewind", fed.loaded.batches, step)
-            self.rewind(step)
-            return self.report(step, gradients, totals, taken=False)
+        if decision != "take":
+            self.tell_batches("skipped" if decision == "skip" else decision, fed.loaded.batches, step)
         if decision == "diverged":
-            self.tell_batches("diverged", fed.loaded.batches, step)
             raise Diverged(
                 f"step {step}: {self.state.guard.reason}; see the `diverged` events for the samples, and lower optimizer.peak_lr"
             )
-        if decision == "skip":
-            self.tell_batches("skipped", fed.loaded.batches, step)
-        self.state.step = step
-        self.state.tokens += totals.tokens
-        self.state.images += totals.images
-        return self.report(step, gradients, totals, taken=decision == "take")
+        if decision != "rewind":
+            self.state.step = step
+            self.state.tokens += totals.tokens
+            self.state.images += totals.images
+        return self.report(step, gradients, totals, taken=decision == "take"), decision
 
     def update(self, step: int) -> None:
         """Moves the weights, once a copy of them that is being taken is complete."""
-        with self.log.bucket("checkpoint_stall"):
-            self.remembering(self.checkpoints.before_update)
+        self.saving.before_update()
         self.enter("optimizer_step")
         self.state.optimizer.step(rate_scale(self.plan.schedule, step, self.steps))
 
@@ -139,12 +126,12 @@ class Run:
     def agree(self, fed: Fed | None) -> Totals:
         """What all ranks bring together; a rank that has no data since it is to stop says so, and nobody waits for it."""
         self.enter("all_reduce")
-        mine = Totals(stop=int(self.context.stop_requested() or fed is None), save_failed=int(self.save_error is not None))
+        mine = Totals(stop=int(self.context.stop_requested() or fed is None), save_failed=int(self.saving.error is not None))
         if fed is not None:
             mine = totals_of(fed.loaded.batches, len(fed.loaded.bad), mine)
         totals = agree(mine)
         if totals.save_failed:
-            raise self.save_error or RuntimeError(f"the last save failed on {totals.save_failed} ranks; their own messages say why")
+            raise self.saving.error or RuntimeError(f"the last save failed on {totals.save_failed} ranks; their own messages say why")
         return totals
 
     def account(self, fed: Fed, totals: Totals) -> None:
@@ -156,77 +143,9 @@ class Run:
         lines = gather_bad(self.bad) if quarantine.is_over(bad=totals.bad, seen=totals.samples) else []
         quarantine.add(bad=totals.bad, seen=totals.samples, step=self.state.step + 1, lines=lines)
 
-    # --- saving and leaving
-
-    def save_if_due(self) -> None:
-        step = self.state.step
-        if step and (step % self.plan.checkpoint.every_steps == 0 or step == self.steps):
-            self.check_replicas()
-            self.save()
-
-    def check_replicas(self) -> None:
-        """Before a save, so that no flipped bit gets into it. Raises ReplicasDiffer on all ranks: they go on from the checkpoint before."""
-        state = self.state
-        if ordered("flip", "staging", state.step) is not None:
-            flip_a_bit(state.model)
-        also = {"step": state.step, "tokens": state.tokens, "images": state.images, "data": state.data, "guard": state.guard.state()}
-        odd = compare_replicas(state.model, state.optimizer, also=also)
-        if odd:
-            self.context.event("replicas_differ", odd, step=state.step)
-            raise ReplicasDiffer(
-                f"step {state.step}: rank {', '.join(map(str, odd))} holds other values than its replicas: memory or a device changed "
-                "data; nothing of it is saved. If the same machine is named again, take it out"
-            )
-
-    def save(self) -> None:
-        """Starts a save of the current step; a step that was saved is not saved again."""
-        self.last_save = self.state.step
-        with self.log.bucket("checkpoint_stall"):
-            self.remembering(lambda: self.checkpoints.save(self.state.step, self.state.to_checkpoint(self.plan)))
-
-    def remembering(self, act: Callable[[], Any]) -> None:
-        """A save that failed on one rank must not leave the others waiting: all are told before the next step, and raise."""
-        try:
-            act()
-        except Exception as error:
-            self.save_error = self.save_error or error
-
-    def wait_for_commit(self) -> None:
-        """Until the last save is committed. Raises what it failed with, and Stopped when the platform does not wait for it."""
-        if self.save_error is not None:
-            raise self.save_error
-        while not self._waited_for_commit():
-            self.context.heartbeat(step=self.state.step, phase="save", committed_step=self.checkpoints.committed_step)
-            if self.context.grace_left_s() < LEAVING_S:
-                raise Stopped(committed_step=self.checkpoints.committed_step)
-        self.context.heartbeat(step=self.state.step, phase="save", committed_step=self.checkpoints.committed_step)
-
-    def _waited_for_commit(self, patience_s: float = 1.0) -> bool:
-        """True once it is committed. Raises SaveFailed when it was given up, since this was the last step's."""
-        began = time.monotonic()
-        if self.checkpoints.wait(patience_s):
-            return True
-        if time.monotonic() - began < patience_s / 2:
-            raise SaveFailed(f"the save of the last step {self.state.step} was skipped for want of room; the events say where")
-        return False
-
-    def leave(self) -> Stopped:
-        """Finishes the save in flight, then saves this step too if all ranks have the time. Returns what is to be raised."""
-        self.context.heartbeat(step=self.state.step, phase="stopping")
-        with self.log.bucket("checkpoint_stall"):
-            self.checkpoints.wait(max(0.0, self.context.grace_left_s() - LEAVING_S))
-            usual = self.checkpoints.seconds_of_last_save() or 0.0
-            fits = usual * SAVE_MARGIN + LEAVING_S < self.context.grace_left_s()
-            if all_ranks_say(fits and self.save_error is None) and self.state.step != self.last_save:
-                self.check_replicas()
-                self.save()
-                self.checkpoints.wait(max(0.0, self.context.grace_left_s() - LEAVING_S))
-        committed = self.checkpoints.committed_step
-        return Stopped(f"stopped by the platform after step {self.state.step}; step {committed} is committed", committed_step=committed)
-
     def rewind(self, bad_step: int) -> None:
         """Goes back to the last good checkpoint; the data goes on behind the window that led here."""
-        self.checkpoints.wait()
+        self.saving.settle()
         with self.log.bucket("restore"):
             guard, data = self.state.guard.state(), self.state.data
             values = self.checkpoints.restore(self.state.tensors())
@@ -238,12 +157,20 @@ class Run:
             self.state.guard.load_state(guard)
             self.state.guard.rewound(from_step=bad_step, to_step=self.state.step)
             self.state.data = data
-            self.last_save = self.state.step
             self.state.rewinds.append({"from_step": bad_step, "to_step": self.state.step})
             restore_random_state(self.state, values.own, self.plan, self.world.rank)
+        self.log.rewound(self.state.step, tokens=self.state.tokens, images=self.state.images)
         self.context.event("rewound", {"to_step": self.state.step, "reason": self.state.guard.reason}, step=bad_step)
 
     # --- telling
+
+    def tell(self, report: StepReport, fed: Fed) -> None:
+        """All that is known of a step."""
+        self.log.step(report, fed.loaded.batches)
+        if fed.shares is not None:
+            self.log.shares(report.step, fed.shares)
+        if fed.complaint is not None:
+            self.log.event("data_states_failed", fed.complaint, step=report.step)
 
     def validate_if_due(self) -> None:
         every = self.plan.evaluation.validate_every_steps
@@ -252,10 +179,12 @@ class Run:
         self.enter("evaluation")
         with self.log.bucket("evaluation"):
             losses = self.validation.run(self.state.model, self._should_leave_evaluation)
-        if not losses:
-            return  # a stop cut it short
-        self.state.metrics = {f"validation/{name}": value for name, value in losses.items()}
-        self.log.validation(self.state.step, losses)
+            if not losses:
+                return  # a stop cut it short
+            self.state.metrics = {f"validation/{name}": value for name, value in losses.items()}
+            self.log.validation(self.state.step, losses)
+            if self.samples is not None:
+                self.log.samples(self.state.step, *self.samples.shown(self.state.model))
 
     def _should_leave_evaluation(self) -> bool:
         self.context.heartbeat(step=self.state.step, phase="evaluation")
@@ -279,12 +208,6 @@ class Run:
         """Says where this rank is, for people and for tests that stop it there."""
         self.context.event("phase", phase, step=self.state.step + 1)
         reached(phase, self.state.step + 1)
-
-
-def flip_a_bit(model: nn.Module) -> None:
-    """The fault that a test orders: one bit of this rank's copy of a weight."""
-    largest = max((local_part(parameter.detach()) for parameter in model.parameters()), key=lambda value: value.numel())
-    largest.flatten()[:1].view(torch.int32).bitwise_xor_(1)
 
 
 def totals_of(batches: Sequence[Batch], bad: int, flags: Totals) -> Totals:

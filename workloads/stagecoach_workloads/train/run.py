@@ -18,9 +18,11 @@ from stagecoach.storage import NotFound
 from stagecoach_workloads.checkpoints import Checkpoints
 from stagecoach_workloads.checkpoints.agreement import from_rank_0
 from stagecoach_workloads.outcomes import is_peer_error
+from stagecoach_workloads.parallel.fsdp import blocks_of
 from stagecoach_workloads.parallel.mesh import build_mesh, mesh_axes
 from stagecoach_workloads.rank import RankContext, Stopped
 from stagecoach_workloads.telemetry.counts import flops_of
+from stagecoach_workloads.telemetry.own_time import OwnTime
 from stagecoach_workloads.telemetry.run_log import RunLog
 from stagecoach_workloads.testing.phases import reached
 from stagecoach_workloads.train.assemble import (
@@ -36,6 +38,7 @@ from stagecoach_workloads.train.assemble import (
 )  # fmt: skip
 from stagecoach_workloads.train.loop import Run, restore_random_state
 from stagecoach_workloads.train.rendezvous import choose_device, meet
+from stagecoach_workloads.train.samples import FixedSamples
 from stagecoach_workloads.train.starts import begin
 from stagecoach_workloads.train.state import TrainState, weights_digest
 from stagecoach_workloads.train.validation import build_validation
@@ -59,7 +62,8 @@ def _run_stage(context: RankContext) -> None:
         plan = read_plan(context)
         world = join(context, plan)
         state = build_state(plan, world.mesh, world.device)
-        data = open_stage_data(plan, state.model)
+        own_time = OwnTime(blocks_of(state.model), world.device)
+        data = open_stage_data(plan, state.model, context.job.store)
         steps, fingerprints = resolve_steps(plan, data), fingerprints_of(plan, data)
         checkpoints = Checkpoints(
             context, identity=identity_hash(plan), mesh=world.axes, fingerprints=fingerprints,
@@ -71,8 +75,11 @@ def _run_stage(context: RankContext) -> None:
         context, plan, steps=steps, start_step=state.step, flops=flops_of(plan),
         tokens=state.tokens, images=state.images, restore_s=restore_s,
     )  # fmt: skip
-    feed = build_feed(data, state, world.rank, world.world_size)
-    run = Run(context, plan, world, state, checkpoints, log, feed, steps, sources_of(plan, data), validation)
+    feed = build_feed(context, data, state, steps=steps)
+    samples = FixedSamples(validation.data) if validation is not None else None
+    run = Run(
+        context, plan, world, state, checkpoints, log, feed, steps, sources_of(plan, data), own_time, validation, samples
+    )  # fmt: skip
     try:
         if state.step >= steps:
             log.event("nothing_to_do", {"step": state.step, "steps": steps})

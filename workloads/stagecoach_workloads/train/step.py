@@ -1,6 +1,5 @@
 """One optimizer step: gradients of the mean loss over all ranks' target tokens, judged before the weights move."""
 
-import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,6 +14,7 @@ from stagecoach_workloads.models.join import check_placeholders
 from stagecoach_workloads.models.multimodal import ModelOutput
 from stagecoach_workloads.parallel.clip import clip_grad_norm
 from stagecoach_workloads.parallel.fsdp import set_last_microbatch
+from stagecoach_workloads.telemetry.own_time import OwnTime
 from stagecoach_workloads.testing.phases import Action, ordered
 from stagecoach_workloads.train.state import TrainState
 
@@ -26,7 +26,7 @@ class Gradients:
     loss: float  # nats per target, router losses included
     losses: Mapping[str, float]
     grad_norm: float  # before clipping
-    seconds_by_rank: Sequence[float] | None  # each rank's own computing; None where it cannot be told from waiting (GPUs)
+    seconds_by_rank: Sequence[float] | None  # each rank's own computing; None when it was not measured
     flops_by_rank: Sequence[float]
 
 
@@ -62,11 +62,11 @@ class LossSums:
         self._sums.index_add_(0, first + source_N, loss_N)
         self._sums.index_add_(0, first + len(self._sources) + source_N, torch.ones_like(loss_N))
 
-    def reduce(self, grad_norm: Tensor, num_targets: int, *, seconds: float, flops: float) -> Gradients:
+    def reduce(self, grad_norm: Tensor, num_targets: int, *, seconds: float | None, flops: float) -> Gradients:
         """Over all ranks. `grad_norm` is equal on them already; it comes along so that the device is waited for once a step, as do this
         rank's own seconds and work."""
         last = len(self._sums) - 2 * self._ranks
-        self._sums[last + self._rank], self._sums[last + self._ranks + self._rank] = seconds, flops
+        self._sums[last + self._rank], self._sums[last + self._ranks + self._rank] = seconds or 0.0, flops
         dist.all_reduce(self._sums)
         *values, norm = torch.cat([self._sums, grad_norm.to(self._sums).reshape(1)]).tolist()
         first, count = len(self.NAMES), len(self._sources)
@@ -80,7 +80,7 @@ class LossSums:
         by_rank = values[last:]
         return Gradients(
             loss=loss, losses=losses, grad_norm=norm,
-            seconds_by_rank=by_rank[: self._ranks] if self._device.type == "cpu" else None, flops_by_rank=by_rank[self._ranks :],
+            seconds_by_rank=None if seconds is None else by_rank[: self._ranks], flops_by_rank=by_rank[self._ranks :],
         )  # fmt: skip
 
 
@@ -109,14 +109,17 @@ def compute_gradients(
     max_grad_norm: float,
     sources: Sequence[DatasetRef],
     device: torch.device,
+    own_time: OwnTime | None = None,
     flops: float = 0.0,
 ) -> Gradients:
     """Forward and backward of this rank's microbatches; gradients are summed over ranks and clipped.
 
     `num_targets` is the count over all ranks: the loss is divided once, so it does not matter how rows were dealt. Every rank must bring
-    the same number of batches; one without rows brings padding (`with_rows`).
+    the same number of batches; one without rows brings padding (`with_rows`). `own_time` and `flops` are this rank's measured time and
+    planned work, told to all.
     """
-    began = time.thread_time()  # on a CPU, waiting for others takes none
+    if own_time is not None:
+        own_time.take()  # what was not this step's
     sums = LossSums(sources, device, has_z=state.model.z_loss > 0)
     for number, batch in enumerate(batches):
         set_last_microbatch(state.model, is_last=number == len(batches) - 1)
@@ -126,7 +129,7 @@ def compute_gradients(
         sums.add(output, batch)
         torch.autograd.backward(output.loss_sum / num_targets)
     grad_norm = clip_grad_norm(state.model.parameters(), max_grad_norm)
-    return sums.reduce(grad_norm, num_targets, seconds=time.thread_time() - began, flops=flops)
+    return sums.reduce(grad_norm, num_targets, seconds=own_time.take() if own_time is not None else None, flops=flops)
 
 
 def forward(state: TrainState, batch: Batch, device: torch.device) -> ModelOutput:

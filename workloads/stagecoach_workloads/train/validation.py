@@ -32,7 +32,7 @@ class FixedValidation:
 
     def __init__(self, data: OpenData, plan: StagePlan, *, rank: int, world_size: int, device: torch.device) -> None:
         """`data` is what `open_validation` made of the stage's `plan`."""
-        self._data, self._rank, self._world_size, self._device = data, rank, world_size, device
+        self.data, self._rank, self._world_size, self._device = data, rank, world_size, device
         self.sources = sources_of(data)
         weights = {weight.dataset: weight.weight for weight in plan.data.mixture.weights}
         self._shares = [weights[source.name] for source in self.sources]
@@ -81,7 +81,7 @@ class FixedValidation:
         if len(self._batches) == self._num_steps:
             return
         first = len(self._batches)
-        loader = StepLoader(self._data, rank=self._rank, world_size=self._world_size, start=first, stop=self._num_steps)
+        loader = StepLoader(self.data, rank=self._rank, world_size=self._world_size, start=first, stop=self._num_steps)
         for loaded in loader:
             self._room -= sum(size_of(batch) for batch in loaded.batches)
             if self._room >= 0 and loaded.step == len(self._batches):

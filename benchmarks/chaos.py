@@ -174,7 +174,7 @@ def one_run(corpus: str, order: Order, whole: Story) -> dict[str, Any]:
         found = story_of(corpus, order)
         wrong = differences(found, whole)
     except AssertionError as error:
-        return {"kills": [], "wrong": [str(error)]}
+        return {"kills": [], "wrong": [str(error)], "commit": commit()}
     return plain(found) | {"wrong": wrong}
 
 
@@ -194,7 +194,7 @@ def story_of(corpus: str, order: Order) -> Story:
 def plain(found: Story) -> dict[str, Any]:
     kept = asdict(found)
     kept["kills"] = kept.pop("struck")
-    return kept
+    return kept | {"commit": commit()}
 
 
 def story(kept: dict[str, Any]) -> Story:
@@ -208,7 +208,7 @@ def state_file(arguments: argparse.Namespace) -> Path:
 
 
 def read_state(arguments: argparse.Namespace) -> dict[str, Any]:
-    """What was done already: by this commit, with these arguments."""
+    """What was done already with these arguments. Each run says by which commit."""
     with suppress(OSError, ValueError, KeyError):
         kept = json.loads(state_file(arguments).read_text())
         if kept["of"] == identity(arguments):
@@ -223,7 +223,7 @@ def remember(arguments: argparse.Namespace, known: dict[str, Any]) -> None:
 
 
 def identity(arguments: argparse.Namespace) -> list[Any]:
-    return [commit(), arguments.seed, arguments.kills_per_phase, list(arguments.phases), STEPS]
+    return [arguments.seed, arguments.kills_per_phase, list(arguments.phases), STEPS]
 
 
 # --- what it came to
@@ -255,9 +255,9 @@ def summary(known: dict[str, Any], orders: list[Order], torn: dict[str, Any] | N
     bad = sum(bool(each["torn"]) for each in kills) + (torn["torn"] if torn else 0)
     done = sum(order.name in known for order in orders)
     return {
-        "kills": kills, "count": len(kills), "exact": sum(each["exact"] for each in kills), "wrong": wrong,
-        "runs": len(orders), "done": done, "offered": offered, "offered_torn": bad, "torn": torn, "steps_lost": lost,
-        "met": not wrong and not bad and done == len(orders),
+        "kills": kills, "count": len(kills), "exact": sum(each["exact"] for each in kills), "wrong": wrong, "torn": torn, "steps_lost": lost,
+        "commits": sorted({known[order.name]["commit"] for order in orders if order.name in known}), "runs": len(orders), "done": done,
+        "offered": offered, "offered_torn": bad, "met": not wrong and not bad and done == len(orders),
     }  # fmt: skip
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from faults_table import ROOT, commit, machine, row
+from faults_table import ROOT, machine, row
 from stagecoach.testing.chaos import GRACE_S, IN_PLACE, PHASES
 
 PAGE = ROOT / "workloads" / "results" / "chaos.md"
@@ -30,7 +30,7 @@ def write_table(path: Path, figures: dict[str, Any], command: str) -> None:
 def page(figures: dict[str, Any], command: str) -> Iterator[str]:
     yield "# Kills at every phase of training"
     yield ""
-    yield f"`{command}`, {datetime.date.today():%Y-%m-%d}, commit {commit()}, {machine()}, gloo."
+    yield f"`{command}`, {datetime.date.today():%Y-%m-%d}, commit {', '.join(figures['commits'])}, {machine()}, gloo."
     yield f"The machine's load was {figures['load_before']:.1f} before and {figures['load_after']:.1f} after; times want two quiet cores."
     yield "Exact: weights digest, loss and hash of the multiset of sample ids at every step, tokens and images of the whole run equal"
     yield "those of a run that nobody touched, bit for bit; of two such runs the second equals the first. Written by the script itself."

@@ -49,7 +49,8 @@ verify: $(STAMP)  ## regenerates what is generated and fails on a difference
 	git diff --exit-code -- README.md
 
 chaos: $(STAMP)  ## many kills; figures into workloads/results/
-	$(BIN)/python benchmarks/faults.py --kills 50 --json workloads/results/faults.json
+	$(BIN)/python benchmarks/chaos.py --kills-per-phase 15 --torn 500 --json workloads/results/chaos.json
+	$(BIN)/python benchmarks/faults.py --kills 20
 
 bench: $(STAMP)  ## ratios against a peer or a limit, in one run each
 	for script in benchmarks/storage.py benchmarks/storage_faults.py benchmarks/data_plan.py benchmarks/data_decode.py benchmarks/model.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done

@@ -253,11 +253,11 @@ def summary(known: dict[str, Any], orders: list[Order], torn: dict[str, Any] | N
             lost.setdefault(way, []).extend(steps)
     offered = len(kills) + (torn["kills"] if torn else 0)
     bad = sum(bool(each["torn"]) for each in kills) + (torn["torn"] if torn else 0)
-    done = sum(order.name in known for order in orders)
+    done = [known[order.name] for order in orders if order.name in known]
     return {
-        "kills": kills, "count": len(kills), "exact": sum(each["exact"] for each in kills), "wrong": wrong, "torn": torn, "steps_lost": lost,
-        "commits": sorted({known[order.name]["commit"] for order in orders if order.name in known}), "runs": len(orders), "done": done,
-        "offered": offered, "offered_torn": bad, "met": not wrong and not bad and done == len(orders),
+        "kills": kills, "count": len(kills), "exact": sum(each["exact"] for each in kills), "wrong": wrong, "torn": torn,
+        "steps_lost": lost, "commits": sorted({found["commit"] for found in done}), "runs": len(orders), "done": len(done),
+        "offered": offered, "offered_torn": bad, "met": not wrong and not bad and len(done) == len(orders),
     }  # fmt: skip
 
 

@@ -1,6 +1,5 @@
 """Whole attempts in this process: resume, bad steps, starts, and what is refused."""
 
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,14 +9,16 @@ import pytest
 import torch
 
 from stagecoach.contract.identity import identity_hash
+from stagecoach.contract.plan import Lora
 from stagecoach.errors import CheckpointError, ConfigError, Diverged
 from stagecoach.testing.training import toy_stage
 from stagecoach_workloads.models.build import build_model
 from stagecoach_workloads.rank import Stopped
-from stagecoach_workloads.train.loop import Run
 from stagecoach_workloads.train.state import full_value
 from stagecoach_workloads.weights.exporting import export_decoder, export_encoder
 from stagecoach_workloads.weights.sources import TensorsInMemory
+
+from .faults import at_step, order
 
 Train = Callable[..., Any]
 pytestmark = pytest.mark.filterwarnings("ignore")  # torch's, in what runs as a process of its own otherwise
@@ -25,22 +26,6 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # torch's, in what runs as a 
 
 def losses(job: Any) -> dict[int, float]:
     return {step: value["loss"] for name, value, step in job.events if name == "step"}
-
-
-def at_step(monkeypatch: pytest.MonkeyPatch, step: int, act: Callable[[Run], object]) -> None:
-    """Does something when so many steps are behind."""
-    original = Run.wait_for_data
-
-    def wait_for_data(run: Run) -> Any:
-        if run.state.step == step:
-            act(run)
-        return original(run)
-
-    monkeypatch.setattr(Run, "wait_for_data", wait_for_data)
-
-
-def order(monkeypatch: pytest.MonkeyPatch, *faults: dict[str, Any]) -> None:
-    monkeypatch.setenv("STAGECOACH_TEST_FAULTS", json.dumps(faults))
 
 
 def test_resumed_after_a_stop_it_ends_as_if_never_stopped(train: Train, corpus: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,6 +131,18 @@ def test_a_parent_of_another_resolution_lends_its_positions_interpolated(train: 
         corpus, ["duration.steps=1", "model.encoder.image_size=64", "model.image.size=64", "init.kind=parent", "init.stage=pretrain"]
     )
     child = train(replace(plan, init=replace(plan.init, checkpoint=checkpoint.uri, digest=checkpoint.digest)), "child")
+    child.attempt()
+    assert child.job.result().step == 1
+
+
+def test_adapters_of_a_child_begin_beside_the_weights_of_a_plain_parent(train: Train, corpus: str) -> None:
+    parent = train(toy_stage(corpus, ["duration.steps=1"]), "parent")
+    parent.attempt()
+    checkpoint = parent.job.result().checkpoint
+    plan = toy_stage(corpus, ["duration.steps=1", "init.kind=parent", "init.stage=pretrain"])
+    init = replace(plan.init, checkpoint=checkpoint.uri, digest=checkpoint.digest)
+    frozen = replace(plan, model=replace(plan.model, lora=Lora(rank=2, alpha=4.0)), init=init)
+    child = train(frozen, "child")
     child.attempt()
     assert child.job.result().step == 1
 

@@ -1,5 +1,6 @@
 """Documents to one batch. B rows, T positions, N encoded images, S a tile's side (interfaces.md section 5)."""
 
+from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from stagecoach_workloads.data.dataset import ContentError
 from stagecoach_workloads.data.plan.layout import Piece
 from stagecoach_workloads.data.samples import Sample
 from stagecoach_workloads.data.tokens import Rendered, TextTokenizer
-from stagecoach_workloads.data.work.pixels import write_tiles
+from stagecoach_workloads.data.work.pixels import Picture, picture_of, write_tiles
 from stagecoach_workloads.data.work.tasks import Document
 from stagecoach_workloads.models.splitting import Tiling
 
@@ -69,62 +70,110 @@ class CollateSettings:
     vocabulary: int
 
 
+@dataclass(slots=True, eq=False)
+class _Load:
+    """One document under way: the pieces with images that its slice shows, and where their tiles go. `error` once it is known to be bad."""
+
+    document: Document
+    shown: list[Piece]
+    places: range
+    pictures: list[Picture] = field(default_factory=list)  # of `shown`
+    rendered: list[Rendered] = field(default_factory=list)
+    error: ContentError | None = None
+
+
 class Collator:
     """Fills batches. One a process."""
 
-    def __init__(self, settings: CollateSettings, tokenizer: TextTokenizer, names: Sequence[str], pool: Executor) -> None:
-        """`names` are the sources' names; `pool` decodes images."""
-        self.settings, self.tokenizer, self.names, self.pool = settings, tokenizer, names, pool
+    def __init__(
+        self, settings: CollateSettings, tokenizer: TextTokenizer, names: Sequence[str], pool: Executor, *, threads: int = 2
+    ) -> None:
+        """`names` are the sources' names; `pool`, of that many threads, decodes images."""
+        self.settings, self.tokenizer, self.names, self.pool, self.threads = settings, tokenizer, names, pool, threads
 
     def collate(self, step: int, rows: Sequence[Sequence[Document]], bodies: Sequence[bytes | ContentError]) -> Batch:
         """`bodies` are the stretches of all documents, row by row. A document whose content is bad becomes padding of its planned size.
 
+        Python's own work on all documents goes before the decoding of all images and after it, never between: an image goes through the
+        whole of a core's cache, and after each one the same Python takes ten times as long.
         Raises DataError when the plan's sizes do not fit the text, which means that the token counts are another tokenizer's.
         """
-        documents = [document for row in rows for document in row]
-        shown = [[piece for piece in d.pieces if piece.tiling and d.start <= piece.start < d.stop] for d in documents]
-        pixels = np.empty((sum(piece.tiles for pieces in shown for piece in pieces), *[self.settings.tile_size] * 2, 3), np.uint8)
-        loads, first = [], 0
-        for document, body, pieces in zip(documents, bodies, shown, strict=True):
-            count = sum(piece.tiles for piece in pieces)
-            loads.append((self.pool.submit(self._load, document, body, pieces, pixels[first : first + count]), range(first, first + count)))
-            first += count
+        loads = self._loads(rows)
+        tiles = loads[-1].places.stop if loads else 0
+        pixels = np.empty((tiles, *[self.settings.tile_size] * 2, 3), np.uint8)
+        for load, body in zip(loads, bodies, strict=True):
+            self._parse(load, body)
+        self._decode_all(loads, pixels)
         filling = _Filling(self.settings, self.tokenizer, len(rows), pixels)
         waiting = iter(loads)
         for number, row in enumerate(rows):
             filling.begin_row()
             for document in row:
-                load, places = next(waiting)
-                loaded = load.result()
+                load = next(waiting)
                 label = f"{self.names[document.source]}/{document.stretch.key}"
-                if isinstance(loaded, ContentError):
-                    filling.skip(number, document, label, BadSample(step, label, str(loaded)))
+                if load.error is not None:
+                    filling.skip(number, document, label, BadSample(step, label, str(load.error)))
                 else:
-                    filling.add(number, document, label, loaded, places)
+                    filling.add(number, load, label)
         return filling.batch()
 
-    def _load(
-        self, document: Document, body: bytes | ContentError, shown: Sequence[Piece], out: np.ndarray
-    ) -> list[Rendered] | ContentError:
-        """Token runs of the sample's documents; the tiles of each image that the slice shows go to `out`."""
-        try:
-            if isinstance(body, ContentError):
-                return body
-            sample: Sample = document.stretch.parse(body)
-            at = 0
-            for piece in shown:
-                assert piece.tiling is not None
-                self._write_tiles(sample, piece.image, piece.tiling, document, out[at : at + piece.tiles])
-                at += piece.tiles
-            return self.tokenizer.documents(sample, self.settings.template)
-        except ContentError as error:
-            return error
+    def _loads(self, rows: Sequence[Sequence[Document]]) -> list[_Load]:
+        """All documents, row by row, each with its places among the batch's tiles."""
+        found, first = [], 0
+        for document in (document for row in rows for document in row):
+            shown = [piece for piece in document.pieces if piece.tiling and document.start <= piece.start < document.stop]
+            count = sum(piece.tiles for piece in shown)
+            found.append(_Load(document, shown, range(first, first + count)))
+            first += count
+        return found
 
-    def _write_tiles(self, sample: Sample, image: int, tiling: Tiling, document: Document, out: np.ndarray) -> None:
+    def _parse(self, load: _Load, body: bytes | ContentError) -> None:
+        """Its bytes checked, its tokens made, the headers of its images read."""
+        if isinstance(body, ContentError):
+            load.error = body
+            return
         try:
-            write_tiles(sample.images[image], tiling, out)
+            sample = load.document.stretch.parse(body)
+            load.pictures = [_picture(load.document, sample, piece) for piece in load.shown]
+            load.rendered = self.tokenizer.documents(sample, self.settings.template)
         except ContentError as error:
-            raise ContentError(f"{document.stretch.name}: image {image}: {error}") from None
+            load.error = error
+
+    def _decode_all(self, loads: Sequence[_Load], pixels: np.ndarray) -> None:
+        """The tiles of all images. Each thread takes the next document that waits, so that none is idle while any does."""
+        waiting = deque(load for load in loads if load.shown and load.error is None)
+        jobs = [self.pool.submit(_decode, waiting, pixels) for _ in range(min(self.threads, len(waiting)))]
+        for job in jobs:
+            job.result()
+
+
+def _picture(document: Document, sample: Sample, piece: Piece) -> Picture:
+    assert piece.tiling is not None
+    try:
+        return picture_of(sample.images[piece.image], piece.tiling)
+    except ContentError as error:
+        raise _of_image(document, piece, error) from None
+
+
+def _of_image(document: Document, piece: Piece, error: ContentError) -> ContentError:
+    return ContentError(f"{document.stretch.name}: image {piece.image}: {error}")
+
+
+def _decode(waiting: deque[_Load], pixels: np.ndarray) -> None:
+    """Takes documents and writes their tiles, until none waits."""
+    while True:
+        try:
+            load = waiting.popleft()
+        except IndexError:
+            return
+        at = load.places.start
+        for piece, picture in zip(load.shown, load.pictures, strict=True):
+            try:
+                write_tiles(picture, pixels[at : at + piece.tiles])
+            except ContentError as error:
+                load.error = _of_image(load.document, piece, error)
+                break
+            at += piece.tiles
 
 
 class _Filling:
@@ -159,17 +208,19 @@ class _Filling:
         self.bad.append(bad)
         self.samples += 1
 
-    def add(self, row: int, document: Document, label: str, rendered: list[Rendered], places: range) -> None:
+    def add(self, row: int, load: _Load, label: str) -> None:
         """Puts a slice's tokens, labels and images in place."""
-        ids, targets, starts = self._sequence(document, rendered, label)
+        document = load.document
+        ids, targets, starts = self._sequence(document, load.rendered, label)
         first, size = document.start, document.stop - document.start
         span = slice(self._at, self._at + size)
-        self.tokens[row, span] = ids[first : document.stop]
+        ids, targets = ids[first : document.stop], targets[first : document.stop]
+        self.tokens[row, span] = ids
         before = self._document
-        self._write_labels(row, span, ids[first : document.stop], targets[first : document.stop], starts, first)
+        self._write_labels(row, span, ids, targets, starts, first)
         self.document_sources[-1] += [document.source] * (self._document - before)
-        self._place_images(row, document)
-        self.kept.extend(places)
+        self._place_images(row, load)
+        self.kept.extend(load.places)
         self.sample_ids[row].append(label)
         self.samples += 1
         self._at += size
@@ -220,11 +271,11 @@ class _Filling:
         if len(starts) == 2 and inside:
             self.pairs.append((row, self._document - 2, self._document - 1))
 
-    def _place_images(self, row: int, document: Document) -> None:
-        for piece in document.pieces:
-            if piece.tiling is None or not document.start <= piece.start < document.stop:
-                continue
-            at = self._at + piece.start - document.start
+    def _place_images(self, row: int, load: _Load) -> None:
+        offset = self._at - load.document.start
+        for piece in load.shown:
+            assert piece.tiling is not None
+            at = offset + piece.start
             for tile in piece.tiling.tiles:
                 at += len(self.tokenizer.encode(tile.indicator)) if tile.indicator else 0
                 left, top, right, bottom = tile.region

@@ -87,7 +87,7 @@ class Work(TorchDataset[Batch]):
 
             cv2.setNumThreads(0)  # threads are ours to count
             pool = ThreadPoolExecutor(self.settings.threads, thread_name_prefix="decode")
-            collator = Collator(collate_settings(self.stage), self.tokenizer, self.names, pool)
+            collator = Collator(collate_settings(self.stage), self.tokenizer, self.names, pool, threads=self.settings.threads)
             self._open = Fetcher(self.origins, self.settings.fetch), collator
         return self._open
 

@@ -5,10 +5,12 @@ Strong shrinking averages areas, slight shrinking is bilinear (softened first wh
 faster than Pillow here, and bit-identical from run to run).
 """
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from stagecoach_workloads.data.dataset import ContentError
-from stagecoach_workloads.data.images import ImageRefused, decode, image_info
+from stagecoach_workloads.data.images import ImageInfo, ImageRefused, decode, image_info
 from stagecoach_workloads.models.splitting import Fit, Tiling
 
 # Bilinear interpolation of pixels blurred along each side that shrinks by more than _SOFTEN is, up to _SLIGHT, within 0.5 dB of averaging
@@ -16,23 +18,40 @@ from stagecoach_workloads.models.splitting import Fit, Tiling
 _SOFTEN, _SLIGHT = 1.4, 2.8
 
 
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """An encoded image whose header was read, and what is to become of it. `at_least` (width, height): below it a scaled decode would
+    lose what the tiles show."""
+
+    body: bytes
+    tiling: Tiling
+    info: ImageInfo
+    at_least: tuple[int, int]
+
+
+def picture_of(body: bytes, tiling: Tiling) -> Picture:
+    """Raises ContentError when the header cannot be read, or the image is not of the size that the index says."""
+    try:
+        info = image_info(body)
+    except ImageRefused as error:
+        raise ContentError(str(error)) from None
+    if (info.width, info.height) != (tiling.width, tiling.height):
+        raise ContentError(f"an image of {info.width}x{info.height} pixels where the index says {tiling.width}x{tiling.height}")
+    return Picture(body, tiling, info, _needed(tiling))
+
+
 def tiles_of(body: bytes, tiling: Tiling) -> np.ndarray:
-    """Returns tiles uint8 (N, size, size, 3) in the tiling's order; padding is black. Raises ContentError as `write_tiles`."""
+    """Returns tiles uint8 (N, size, size, 3) in the tiling's order; padding is black. Raises ContentError for a bad image."""
     out = np.empty((len(tiling.tiles), tiling.size, tiling.size, 3), np.uint8)
-    write_tiles(body, tiling, out)
+    write_tiles(picture_of(body, tiling), out)
     return out
 
 
-def write_tiles(body: bytes, tiling: Tiling, out: np.ndarray) -> None:
-    """Fills `out` (N, size, size, 3).
-
-    Raises ContentError when the image cannot be decoded, or is not of the size that the index says.
-    """
+def write_tiles(picture: Picture, out: np.ndarray) -> None:
+    """Fills `out` (N, size, size, 3). Raises ContentError when the image cannot be decoded."""
+    tiling = picture.tiling
     try:
-        info = image_info(body)
-        if (info.width, info.height) != (tiling.width, tiling.height):
-            raise ContentError(f"an image of {info.width}x{info.height} pixels where the index says {tiling.width}x{tiling.height}")
-        pixels = decode(body, at_least=_needed(tiling), info=info)
+        pixels = decode(picture.body, at_least=picture.at_least, info=picture.info)
     except ImageRefused as error:
         raise ContentError(str(error)) from None
     if len(tiling.tiles) == 1:

@@ -35,8 +35,14 @@ def layout_hash(plan: StagePlan) -> str:
 
 
 def model_fields(model: Model) -> dict[str, Any]:
-    """What decides the shapes and meaning of weights: the same in a stage and in its parent. Images may be larger and split otherwise."""
+    """What decides the shapes and meaning of weights. How images are cut into tiles is not among it."""
     return {key: value for key, value in to_plain(model).items() if key in ("encoder", "connector", "decoder")}
+
+
+def weight_fields(model: Model) -> dict[str, Any]:
+    """`model_fields` without the resolution: a child may have another than its parent, whose position embeddings are interpolated."""
+    fields = model_fields(model)
+    return {**fields, "encoder": {key: value for key, value in fields["encoder"].items() if key != "image_size"}}
 
 
 def model_fingerprint(model: Model) -> str:

@@ -7,7 +7,7 @@ from typing import Literal
 from stagecoach.checkpoints import CheckpointRef, latest
 from stagecoach.checkpoints.addresses import checkpoint_at
 from stagecoach.checkpoints.verify import verify
-from stagecoach.contract.identity import model_fields
+from stagecoach.contract.identity import weight_fields
 from stagecoach.contract.job import RunRecord, StageManifest
 from stagecoach.contract.ledger import JobFolder, Runs
 from stagecoach.contract.plan import Parent, StagePlan
@@ -86,11 +86,12 @@ def _named(uri: str) -> FoundParent:
 
 
 def check_same_model(parent: JobFolder, plan: StagePlan) -> None:
-    """Raises CheckpointError with the first fields in which the parent's model has another shape."""
+    """Raises CheckpointError with the first fields in which the parent's model has another shape. Images may be larger than the parent's:
+    the trainer interpolates its position embeddings."""
     before = parent.plan()
     if before is None:
         return  # nothing says what shape it has; the ranks compare tensors when they load
-    old, new = leaves(model_fields(before.model)), leaves(model_fields(plan.model))
+    old, new = leaves(weight_fields(before.model)), leaves(weight_fields(plan.model))
     different = [
         f"{path}: parent {old.get(path)}, {plan.name} {new.get(path)}" for path in sorted(old | new) if old.get(path) != new.get(path)
     ]

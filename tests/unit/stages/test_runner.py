@@ -263,6 +263,16 @@ def test_a_child_of_another_shape_or_tokenizer_is_refused_by_field(root: str) ->
         pin_parent(found, plan, depth="quick")
 
 
+def test_a_child_may_see_larger_images_than_its_parent(root: str) -> None:
+    cluster = FakeCluster()
+    run_stage(finishing(root, cluster), FakeLauncher(cluster))
+    model = plan_of().model
+    larger = replace(model, encoder=replace(model.encoder, image_size=2 * model.encoder.image_size))
+    assert isinstance(child_of(root, model=larger).init, Parent)
+    with pytest.raises(CheckpointError, match=r"encoder\.patch_size: parent"):
+        child_of(root, model=replace(larger, encoder=replace(larger.encoder, patch_size=model.encoder.patch_size // 2)))
+
+
 def test_another_run_s_stage_can_be_the_parent(root: str, tmp_path: Path) -> None:
     cluster = FakeCluster()
     done = run_stage(finishing(root, cluster), FakeLauncher(cluster))

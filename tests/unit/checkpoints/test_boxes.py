@@ -7,6 +7,7 @@ import sys
 from dataclasses import replace
 from itertools import pairwise, product
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -22,6 +23,7 @@ from stagecoach_workloads.checkpoints.commit import merge_entries
 from stagecoach_workloads.checkpoints.errors import SaveFailed
 from stagecoach_workloads.checkpoints.layout import build_layout
 from stagecoach_workloads.checkpoints.loading import LoadPlan, plan_load
+from stagecoach_workloads.checkpoints.reading import Read, spread
 from stagecoach_workloads.checkpoints.saver import digested
 from stagecoach_workloads.checkpoints.staging import StagingBuffer
 from stagecoach_workloads.checkpoints.state import CheckpointState, LocalBox
@@ -124,6 +126,24 @@ def test_values_that_lie_apart_in_memory_are_saved_in_order() -> None:
 def test_a_type_that_cannot_be_saved_is_refused() -> None:
     with pytest.raises(CheckpointError, match=r"complex64.*BF16"):
         build_layout(CheckpointState(model={"t": torch.zeros(2, dtype=torch.complex64)}, optimizer={}), 0)
+
+
+@pytest.mark.parametrize("wanted", [[(0, 10)], [(2, 3), (6, 20)], [(-5, 7), (4, 2)], [(1, 5), (3, 4)], [(0, 10), (0, 10)]])
+def test_the_bytes_of_a_block_go_where_they_are_wanted(wanted: list[tuple[int, int]]) -> None:
+    """Blocks of 10 bytes; reads of (start relative to the block, size) may reach beyond it, leave gaps, or want a byte twice."""
+    body, begin = np.arange(40, dtype=np.uint8), 10
+    reads = [Read(object="o", start=begin + start, into=np.full(size, 255, np.uint8)) for start, size in wanted]
+    places, copies = spread(begin, 10, reads)
+    at = begin
+    for place in places:
+        place[:] = body[at : at + place.size]
+        at += place.size
+    for into, source in copies:
+        into[:] = source
+    assert at == 20
+    for read in reads:
+        inside = np.arange(read.start, read.start + read.into.size)
+        assert np.array_equal(read.into, np.where((inside >= 10) & (inside < 20), inside, 255))
 
 
 # --- what ranks wrote, put together

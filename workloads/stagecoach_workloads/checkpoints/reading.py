@@ -98,28 +98,29 @@ class CheckpointReader:
         return jobs
 
     def _fill(self, name: str, block: int, wanted: Sequence[Read]) -> int:
-        """Fetches one block and hands out its bytes."""
+        """Fetches one block to where its bytes are wanted."""
         begin = block * BLOCK_BYTES
-        body = np.frombuffer(self._fetch(name, block), np.uint8)
-        for read in wanted:
-            start, stop = max(begin, read.start), min(begin + body.size, read.start + read.into.size)
-            np.copyto(read.into[start - read.start : stop - read.start], body[start - begin : stop - begin])
-        return body.size
+        length = min(BLOCK_BYTES, self._object(name).size - begin)
+        places, copies = spread(begin, length, wanted)
+        self._fetch(name, block, places)
+        for into, source in copies:
+            np.copyto(into, source)
+        return length
 
-    def _fetch(self, name: str, block: int) -> bytes:
-        """One block with the right digest; a wrong one is fetched once more, since it may have gone bad on its way."""
+    def _fetch(self, name: str, block: int, places: Sequence[ByteArray]) -> None:
+        """Fills `places` with one block that has the right digest; a wrong one is fetched once more: it may have gone bad on its way."""
         item, begin = self._object(name), block * BLOCK_BYTES
-        length, key = min(BLOCK_BYTES, item.size - begin), f"{self.ref.key}/{name}"
+        length, key = sum(place.size for place in places), f"{self.ref.key}/{name}"
         for _ in range(2):
             try:
-                [body] = self._store.read_ranges(key, [(begin, length)])
+                self._store.read_into(key, begin, [place.data for place in places])
             except NotFound as error:
                 raise DamagedCheckpoint(f"{self.ref.uri}/{name} is missing") from error
             except OutOfRange as error:
                 raise DamagedCheckpoint(f"{self.ref.uri}/{name} is shorter than the {item.size} bytes that were written") from error
-            found = digest.of(body) if self._verify else item.blocks[block]
+            found = _digest_of(places) if self._verify else item.blocks[block]
             if found == item.blocks[block]:
-                return body
+                return
         tensors = tensors_in(self.manifest, name, begin, begin + length)
         holds = (
             f", where {', '.join(tensors[:SHOWN_TENSORS])}{' and others' if len(tensors) > SHOWN_TENSORS else ''} lie" if tensors else ""
@@ -128,6 +129,42 @@ class CheckpointReader:
             f"{self.ref.uri}/{name}, block {block} (bytes {begin} to {begin + length}{holds}): its XXH3-128 is {found}, "
             f"{item.blocks[block]} was committed"
         )
+
+
+def spread(begin: int, length: int, wanted: Sequence[Read]) -> tuple[list[ByteArray], list[tuple[ByteArray, ByteArray]]]:
+    """Where the bytes of a block go: memory that together takes all of it, in order, and what to copy (into, from) afterwards.
+
+    A block is read whole, since only the whole can be proven. What nobody wants goes to memory that is dropped; what is wanted a second
+    time is copied.
+    """
+    places: list[ByteArray] = []
+    stop, at = begin + length, begin
+    for read in sorted(wanted, key=lambda read: read.start):
+        first, last = max(begin, read.start), min(stop, read.start + read.into.size)
+        if first < at:  # wanted twice: the block is read aside
+            whole = np.empty(length, np.uint8)
+            return [whole], [_copy(whole, begin, stop, each) for each in wanted]
+        if first > at:
+            places.append(np.empty(first - at, np.uint8))
+        places.append(read.into[first - read.start : last - read.start])
+        at = last
+    if at < stop:
+        places.append(np.empty(stop - at, np.uint8))
+    return places, []
+
+
+def _copy(whole: ByteArray, begin: int, stop: int, read: Read) -> tuple[ByteArray, ByteArray]:
+    first, last = max(begin, read.start), min(stop, read.start + read.into.size)
+    return read.into[first - read.start : last - read.start], whole[first - begin : last - begin]
+
+
+def _digest_of(places: Sequence[ByteArray]) -> str:
+    if len(places) == 1:
+        return digest.of(places[0].data)
+    whole = digest.Digest()
+    for place in places:
+        whole.update(place.data)
+    return whole.hex()
 
 
 def own_values(reader: CheckpointReader, *, rank: int, world_size: int, mesh: Mapping[str, int]) -> dict[str, Any] | None:

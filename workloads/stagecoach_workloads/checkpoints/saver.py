@@ -13,10 +13,8 @@ import socket
 import sys
 import time
 import traceback
-from collections import deque
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor, wait
-from itertools import islice
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from stagecoach.checkpoints import CheckpointRef, LeaseWatch, checkpoint_ref, collect
@@ -32,8 +30,6 @@ from stagecoach_workloads.checkpoints.link import PARENT_PID
 from stagecoach_workloads.checkpoints.messages import Report, SaverJob, as_line
 from stagecoach_workloads.processes import die_with_parent, parent_from_environment
 from stagecoach_workloads.testing.phases import reached
-
-OBJECTS_AT_ONCE = 2
 
 
 def main(argv: list[str]) -> int:
@@ -116,19 +112,17 @@ class Saver:
             raise SaveFailed(f"{ref.uri} holds objects of an earlier save of the same step by this attempt; a folder is never used again")
 
     def _write(self, ref: CheckpointRef, shared: str, own: str) -> list[ObjectDigests]:
-        """All of this rank's objects, two at a time: one is sent while the other is flushed."""
+        """All of this rank's objects: the large ones one after the other, since the cores are for training, the small ones beside them."""
         small = {f"state-{self.job.rank:05d}.json": _values(own)}
         if self.job.rank == 0:
             small["state.json"] = _values(shared)
-        with memoryview(self._map) if self._map is not None else memoryview(b"") as memory, ThreadPoolExecutor(OBJECTS_AT_ONCE) as pool:
-            bodies = {item["name"]: memory[item["start"] : item["start"] + item["size"]] for item in self._objects} | small
-            sent = [pool.submit(self._publish, ref, name, body) for name, body in bodies.items()]
-            try:
-                return [future.result() for future in sent]
-            finally:
-                wait(sent)
-                for body in bodies.values():
-                    body.release()
+        with memoryview(self._map) if self._map is not None else memoryview(b"") as memory, ThreadPoolExecutor(1) as beside:
+            large = {item["name"]: memory[item["start"] : item["start"] + item["size"]] for item in self._objects}
+            sent = beside.submit(self._publish_all, ref, small)
+            return self._publish_all(ref, large) + sent.result()
+
+    def _publish_all(self, ref: CheckpointRef, bodies: Mapping[str, memoryview]) -> list[ObjectDigests]:
+        return [self._publish(ref, name, body) for name, body in bodies.items()]
 
     def _publish(self, ref: CheckpointRef, name: str, body: memoryview) -> ObjectDigests:
         """Uploads one object, digesting each block on its way, and looks whether all of it arrived."""
@@ -162,21 +156,12 @@ class Saver:
             self._link.sendall(as_line(Report(kind=kind, step=step, text=text, error=error, numbers=numbers or {})))
 
 
-def digested(body: memoryview, blocks: list[str]) -> Iterator[bytes]:
-    """The body block by block; the digest of each is added to `blocks`. The next one is digested while the last is being sent."""
-    starts = iter(range(0, body.nbytes, BLOCK_BYTES))
-    with ThreadPoolExecutor(1, thread_name_prefix="digest") as pool:
-        ahead = deque(pool.submit(_block, body, start) for start in islice(starts, 1))
-        while ahead:
-            block, proof = ahead.popleft().result()
-            ahead.extend(pool.submit(_block, body, start) for start in islice(starts, 1))
-            blocks.append(proof)
-            yield block
-
-
-def _block(body: memoryview, start: int) -> tuple[bytes, str]:
-    block = bytes(body[start : start + BLOCK_BYTES])
-    return block, digest.of(block)
+def digested(body: memoryview, blocks: list[str]) -> Iterator[memoryview]:
+    """The body block by block, uncopied; the digest of each is added to `blocks`. The store asks ahead, while it sends the one before."""
+    for start in range(0, body.nbytes, BLOCK_BYTES):
+        block = body[start : start + BLOCK_BYTES]
+        blocks.append(digest.of(block))
+        yield block
 
 
 def _values(text: str) -> memoryview:

@@ -33,13 +33,14 @@ class StagingBuffer:
         self._is_pinned = False
 
     def reserve(self, size: int) -> None:
-        """Makes room, all of it now: a lack of memory or disk is an OSError here and no SIGBUS later."""
+        """Makes room and touches all of it now: a lack of memory or disk is an OSError here and no SIGBUS later, a copy finds its pages."""
         if size <= self.size:
             return
         os.posix_fallocate(self.descriptor, 0, size)
         self._release()
         self._map = mmap.mmap(self.descriptor, size)
         self._bytes = torch.frombuffer(self._map, dtype=torch.uint8)
+        self._bytes[:: mmap.PAGESIZE].zero_()  # by torch, which lets other threads run meanwhile
         self.size = size
         self._is_pinned = _pin(self._bytes)
 

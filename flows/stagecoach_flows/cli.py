@@ -168,12 +168,14 @@ def carry_out(request: "PipelineRequest", *, after_fatal: bool, as_json: bool) -
     from stagecoach_flows.in_place import run_in_place, stage_views
     from stagecoach_flows.surroundings import Surroundings, launcher_of
 
+    runs = Runs.open(request.root)
     if request.run_id is not None:
-        Control(Runs.open(request.root), request.run_id).check_unpaused()
+        Control(runs, request.run_id).check_unpaused()
     prepared = prepare_pipeline(request, load_site())
     for plan in prepared.plans:
         launcher_of(request.launcher, plan.layout.ranks)
     run_id = prepared.run.run_id
+    Control(runs, run_id).lift("cancel")  # here and not when it begins: one that comes meanwhile counts
     click.echo(f"run {run_id}: {' → '.join(prepared.stages)}, kept under {request.root}", err=True)
     try:
         results = run_in_place(prepared.request, Surroundings(view=stage_views(), after_fatal=after_fatal))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from stagecoach.site import Site, state_folder
 
-START_S = 300  # a first start makes a database, and the machine may be busy; what is too slow is done without Prefect
+START_S = 180  # a first start makes a database, and the machine may be busy; what is too slow is done without Prefect
 QUIET = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "DO_NOT_TRACK": "1",

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
+import click
 from loguru import logger
 
 from stagecoach.recipes import RECIPES
@@ -23,7 +24,8 @@ def run_in_place(request: PipelineRequest, surroundings: Surroundings) -> list[S
     """Runs the asked stages to their end. Raises the pipeline's own errors, as they were raised, and KeyboardInterrupt between stages."""
     family = RECIPES[request.recipe].family
     parameters = parameters_of(request, family)
-    prepare_prefect(load_site())
+    if prepare_prefect(load_site()):
+        click.echo("starting the embedded Prefect (some 10 s)", err=True)
     from stagecoach_flows.pipeline import plain_stage, run_pipeline
     from stagecoach_flows.pipelines import PIPELINES
 

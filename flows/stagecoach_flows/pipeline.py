@@ -56,7 +56,6 @@ class Pipeline:
         self.prepared: PreparedPipeline = replace(prepared, run=self.run)
         self.outcome.run_id = self.run.run_id
         self.control = Control(prepared.runs, self.run.run_id)
-        self.control.lift("cancel")  # asked for again
         self.beat = Heartbeat(self.control)
         self.publisher = Publisher(self.prepared)
 

@@ -4,8 +4,6 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from importlib import import_module
-from importlib.util import find_spec
 from typing import Any, Protocol
 
 from stagecoach.contract.launch import JobState, Launcher
@@ -14,6 +12,7 @@ from stagecoach.contract.plan import StagePlan
 from stagecoach.launch.registry import get_launcher
 from stagecoach.launch.submit import POLL_S
 from stagecoach.stages import StageResult, StageTask
+from stagecoach.stages.evaluation import evaluator
 from stagecoach.stages.runner import Evaluate
 
 
@@ -44,14 +43,6 @@ def no_view(_run_id: str, _plan: StagePlan) -> AbstractContextManager[View]:
     return nullcontext(NoView())
 
 
-def evaluation_of(task: StageTask, launcher: Launcher, data_uri: str | None) -> Evaluate | None:
-    """Evaluates the stage's suites as jobs of their own, before its `stage.json` is written."""
-    if find_spec("stagecoach.stages.evaluation") is None:
-        return None
-    evaluate_stage = import_module("stagecoach.stages.evaluation").evaluate_stage
-    return lambda _folder, _plan, result: evaluate_stage(task, launcher, result, data_uri)
-
-
 @dataclass
 class Outcome:
     """How far a flow got, kept outside of Prefect, so that Prefect's own failures can be told from the pipeline's."""
@@ -68,7 +59,7 @@ class Surroundings:
 
     launcher: Callable[[str, int], Launcher] = launcher_of
     view: Callable[[str, StagePlan], AbstractContextManager[View]] = no_view
-    evaluation: Callable[[StageTask, Launcher, str | None], Evaluate | None] = evaluation_of
+    evaluation: Callable[[StageTask, Launcher, str | None], Evaluate | None] = evaluator
     outcome: Outcome = field(default_factory=Outcome)
     after_fatal: bool = False
     poll_s: float = POLL_S

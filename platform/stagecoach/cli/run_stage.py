@@ -80,9 +80,11 @@ def carry_out(prepared: "Prepared", launcher: str, request: "StageRequest", *, a
     from stagecoach.launch.registry import get_launcher
     from stagecoach.site import load_site
     from stagecoach.stages import StageTask, run_stage
+    from stagecoach.stages.control import Control
     from stagecoach.stages.request import record_run
 
     run = record_run(prepared)
+    Control(prepared.runs, run.run_id).lift("cancel")
     chosen = get_launcher(launcher, ranks=prepared.plan.layout.ranks)
     with StageView(run.run_id, prepared.plan) as view:
         task = StageTask(

@@ -14,6 +14,7 @@ from stagecoach.contract.names import check_run_id, new_run_id
 from stagecoach.contract.plan import Parent, PipelinePlan, StagePlan
 from stagecoach.contract.records import did_you_mean
 from stagecoach.errors import CheckpointError, ConfigError
+from stagecoach.recipes.built import not_built
 from stagecoach.recipes.problems import Problem
 from stagecoach.recipes.resolve import resolve
 from stagecoach.site import Site
@@ -94,6 +95,7 @@ def prepare_pipeline(request: PipelineRequest, site: Site) -> PreparedPipeline:
     names = asked_stages(resolve(request.recipe, request.settings).plan, request.stages)
     layouts = [setting for name in names for setting in layout_settings(_of_stage(request, name))]
     resolved = resolve(request.recipe, [*request.settings, *layouts])
+    refuse_not_built([resolved.plan.stage(name) for name in names])
     runs = Runs.open(request.root)
     check_code(runs, request.code)
     known = runs.run(run_id)
@@ -122,6 +124,13 @@ def asked_stages(plan: PipelinePlan, asked: Sequence[str]) -> tuple[str, ...]:
         if name not in names:
             raise ConfigError(f"--stages {name!r}: recipe {plan.name} has no such stage{did_you_mean(name, names)}")
     return tuple(name for name in names if not asked or name in asked)
+
+
+def refuse_not_built(plans: Sequence[StagePlan]) -> None:
+    """Raises ConfigError with everything that does not exist yet, before anybody looks for its data."""
+    missing = [f"{plan.name}.{path}: {what} is not built yet; {do}" for plan in plans for path, what, do in not_built(plan)]
+    if missing:
+        raise ConfigError(" | ".join(missing))
 
 
 def check_beginnings(prepared: PreparedPipeline) -> None:

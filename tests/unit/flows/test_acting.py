@@ -1,0 +1,263 @@
+"""Cancel, pause, unpause, fork, compare, and finding runs that nobody watches: over the fake launcher and a real folder."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from stagecoach.cli.act import fork_command, pause_command, unpause_command
+from stagecoach.cli.compare import compare_command
+from stagecoach.constants import Phase
+from stagecoach.contract.launch import JobState, RunHandle
+from stagecoach.contract.ledger import Runs
+from stagecoach.contract.plan import Parent
+from stagecoach.errors import ConfigError, RunFailed
+from stagecoach.site import Site
+from stagecoach.stages.act import stop_run, unpause
+from stagecoach.stages.compare import compare_runs
+from stagecoach.stages.control import Control, Heartbeat, RunHeld, request_of
+from stagecoach.stages.fork import ForkRequest, fork
+from stagecoach.stages.pipeline import pin_stage, prepare_pipeline, request_from
+from stagecoach.stages.recover import find_abandoned
+from stagecoach.storage.errors import StoreUnavailable
+from stagecoach.testing.fake_launcher import FakeCluster, FakeLauncher
+from stagecoach.testing.flow_world import TOY_SETTINGS, Counter, TrainingLauncher
+from stagecoach_flows.parameters import Mm1Parameters
+from stagecoach_flows.pipeline import plain_stage, run_pipeline
+from stagecoach_flows.surroundings import NoView, Outcome, Surroundings, surrounded
+
+
+@dataclass
+class World:
+    """One run's root and cluster."""
+
+    root: str
+    corpus: str
+    cluster: FakeCluster
+
+    @property
+    def runs(self) -> Runs:
+        return Runs.open(self.root)
+
+    def run(self, launcher: Any = None, **changes: Any) -> list[dict[str, Any]]:
+        values: dict[str, Any] = {"recipe": "mm1_tiny", "root": self.root, "run_id": "toy", "data": self.corpus, "settings": TOY_SETTINGS}
+        return self.go(Mm1Parameters(**{**values, **changes}), launcher)
+
+    def go(self, parameters: Mm1Parameters, launcher: Any = None) -> list[dict[str, Any]]:
+        chosen = launcher or TrainingLauncher(self.cluster, Counter())
+        around = Surroundings(
+            launcher=lambda _name, _ranks: chosen, evaluation=lambda *_: None, poll_s=0.0, retry_delays_s=(0.0, 0.0), outcome=Outcome()
+        )
+        with surrounded(around):
+            return run_pipeline(parameters, run_one=plain_stage)
+
+    def resume(self, run_id: str) -> list[dict[str, Any]]:
+        kept = request_from(request_of(self.runs, run_id), root=self.root, run_id=run_id)
+        return self.go(
+            Mm1Parameters(
+                recipe=kept.recipe, root=kept.root, run_id=run_id, data=kept.data, settings=tuple(kept.settings), stages=tuple(kept.stages)
+            )
+        )
+
+
+@pytest.fixture
+def world(root: str, corpus: str) -> Iterator[World]:
+    return World(root, corpus, FakeCluster())  # type: ignore[return-value]
+
+
+class HeldWhileItRuns(FakeLauncher):
+    """Somebody stops the run at the first look at its job."""
+
+    def __init__(self, world: World, kind: Any) -> None:
+        super().__init__(world.cluster)
+        self.world, self.kind, self.is_done = world, kind, False
+
+    def describe(self, handle: RunHandle) -> JobState:
+        if not self.is_done:
+            self.is_done = True
+            stop_run(self.world.runs, "toy", self.kind, launcher_of=lambda _: FakeLauncher(self.cluster), reason="lunch")
+        return super().describe(handle)
+
+
+def test_a_paused_run_ends_its_job_and_is_not_submitted_until_it_is_unpaused(world: World) -> None:
+    with pytest.raises(RunHeld, match=r"paused \(lunch\); `stagecoach unpause toy`"):
+        world.run(HeldWhileItRuns(world, "pause"))
+    assert [job.state.phase for job in world.cluster.jobs.values()] == [Phase.CANCELLED]
+    with pytest.raises(RunHeld, match="paused"):
+        world.run()
+    assert len(world.cluster.jobs) == 1
+    assert unpause(world.runs, "toy")
+    assert not unpause(world.runs, "toy")
+    assert [one["stage"] for one in world.resume("toy")] == ["pretrain", "sft"]
+    assert len(world.cluster.jobs) == 3
+
+
+def test_a_cancelled_run_goes_on_when_somebody_asks_for_it_again(world: World) -> None:
+    with pytest.raises(RunHeld, match="cancelled"):
+        world.run(HeldWhileItRuns(world, "cancel"))
+    assert find_abandoned(world.runs, watch_s=0) == []
+    with pytest.raises(RunHeld, match="`stagecoach resume toy` goes on"):
+        world.run()
+    assert Control(world.runs, "toy").lift("cancel")  # as `stagecoach run` and `resume` do, when a person asks
+    assert [one["was_done"] for one in world.resume("toy")] == [False, False]
+
+
+def test_a_finished_or_unknown_run_cannot_be_stopped(world: World) -> None:
+    world.run()
+    with pytest.raises(ConfigError, match="is finished"):
+        stop_run(world.runs, "toy", "pause", launcher_of=lambda _: FakeLauncher(world.cluster))
+    with pytest.raises(ConfigError, match="no run 'other'"):
+        stop_run(world.runs, "other", "pause", launcher_of=lambda _: FakeLauncher(world.cluster))
+
+
+def test_a_fork_begins_with_the_pinned_checkpoint_and_new_settings_and_leaves_the_other_run_alone(world: World) -> None:
+    first = {one["stage"]: one for one in world.run()}
+    made = fork(world.runs, ForkRequest(run_id="toy", stage="sft", at=4, new_run_id="b", settings=("sft.steps=6",)), Site())
+    assert (made.stages, made.run.forked_from) == (("sft",), first["sft"]["checkpoint"])
+    init = pin_stage(made, "sft").init
+    assert isinstance(init, Parent)
+    assert init.checkpoint == first["sft"]["checkpoint"]
+    (second,) = world.resume("b")
+    assert second["steps"] == 6
+    assert second["weights_digest"] != first["sft"]["weights_digest"]
+    assert [one["was_done"] for one in world.resume("toy")] == [True, True]
+    pins = world.runs.stage(world.runs.run("toy"), "sft").store  # type: ignore[arg-type]
+    assert any(info.key.endswith("b.json") for info in pins.list(""))
+    compared = {one.stage: one for one in compare_runs(world.runs, "toy", "b")}
+    assert list(compared) == ["sft"]
+    assert ("duration.steps", 4, 6) in compared["sft"].plan
+    assert compared["sft"].same_weights is False
+
+
+def test_a_fork_of_what_is_not_there_is_refused_with_what_is(world: World) -> None:
+    world.run()
+    with pytest.raises(ConfigError, match="there are steps 4"):
+        fork(world.runs, ForkRequest(run_id="toy", stage="sft", at=3), Site())
+    with pytest.raises(ConfigError, match="has the stages pretrain, sft"):
+        fork(world.runs, ForkRequest(run_id="toy", stage="video"), Site())
+    with pytest.raises(ConfigError, match="that run exists"):
+        fork(world.runs, ForkRequest(run_id="toy", stage="sft", new_run_id="toy"), Site())
+
+
+def test_a_run_is_abandoned_when_its_controllers_beat_stands_still(world: World) -> None:
+    with pytest.raises(RunFailed):
+        world.run(FailingLauncher(world.cluster, 1))
+    control = Control(world.runs, "toy")
+    (found,) = find_abandoned(world.runs, watch_s=0)
+    assert (found.run_id, found.stage, found.request.recipe) == ("toy", "pretrain", "mm1_tiny")
+    beating = Heartbeat(control, clock=iter(range(0, 10_000, 100)).__next__)
+    assert find_abandoned(world.runs, watch_s=1, sleep=lambda _: beating("pretrain")) == []
+    world.run()
+    assert find_abandoned(world.runs, watch_s=0) == []
+
+
+def test_a_run_that_failed_for_good_is_not_started_again_by_itself(world: World) -> None:
+    with pytest.raises(RunFailed, match="failed with 41"):
+        world.run(FailingLauncher(world.cluster, 41))
+    assert find_abandoned(world.runs, watch_s=0) == []
+
+
+class FailingLauncher(FakeLauncher):
+    """Its job ends with `code` at the first look."""
+
+    def __init__(self, cluster: FakeCluster, code: int) -> None:
+        super().__init__(cluster)
+        self.code = code
+
+    def describe(self, handle: RunHandle) -> JobState:
+        if not super().describe(handle).phase.is_terminal:
+            self.cluster.finish(handle.name, self.code)
+        return super().describe(handle)
+
+
+def test_what_time_heals_is_tried_again_and_what_it_does_not_is_not(world: World) -> None:
+    class Away(TrainingLauncher):
+        tries = 0
+
+        def submit(self, spec: Any) -> RunHandle:
+            Away.tries += 1
+            if Away.tries < 3:
+                raise StoreUnavailable("away")
+            return super().submit(spec)
+
+    world.run(Away(world.cluster, Counter()))
+    assert Away.tries == 4
+    with pytest.raises(ConfigError, match="another plan"):
+        world.run(settings=(*TOY_SETTINGS[:1], "pretrain.schedule.warmup_steps=2", *TOY_SETTINGS[2:]))
+
+
+def test_ctrl_c_stops_the_watching_and_twice_cancels(world: World) -> None:
+    class Person(NoView):
+        def __init__(self, twice: bool) -> None:
+            self.twice = twice
+
+        def poll(self, folder: Any) -> None:
+            raise KeyboardInterrupt
+
+        def wants_cancel(self) -> bool:
+            return self.twice
+
+    from contextlib import nullcontext
+
+    from stagecoach_flows.pipeline import Cancelled, StoppedWatching
+
+    values: dict[str, Any] = {"recipe": "mm1_tiny", "root": world.root, "run_id": "toy", "data": world.corpus, "settings": TOY_SETTINGS}
+    for twice, kind, phase in ((False, StoppedWatching, Phase.RUNNING), (True, Cancelled, Phase.CANCELLED)):
+        around = Surroundings(
+            launcher=lambda *_: FakeLauncher(world.cluster), evaluation=lambda *_: None, poll_s=0.0, outcome=Outcome(),
+            view=lambda *_, twice=twice: nullcontext(Person(twice)),  # type: ignore[misc]
+        )  # fmt: skip
+        with surrounded(around), pytest.raises(kind, match="stagecoach resume toy"):
+            run_pipeline(Mm1Parameters(**values), run_one=plain_stage)
+        assert [job.state.phase for job in world.cluster.jobs.values()] == [phase]
+
+
+def test_stages_data_and_parents_are_checked_before_anything_is_written(world: World) -> None:
+    for changes, says in (
+        ({"stages": ("sfd",)}, "did you mean"),
+        ({"stages": ("sft",)}, "has not finished"),
+        ({"data": f"{world.corpus}-not"}, "--data"),
+        ({"from_checkpoint": f"{world.root}/x"}, "no stage that was asked for starts from"),
+        ({"code": "ab" * 32}, "code bundle"),
+        ({"settings": ("pretrain.steps=0",)}, "steps"),
+    ):
+        with pytest.raises(ConfigError, match=says):
+            world.run(**changes)
+        assert world.runs.ids() == []
+
+
+def test_blip3s_stages_that_are_not_built_are_refused_when_planned(world: World) -> None:
+    from stagecoach.stages.pipeline import PipelineRequest
+
+    with pytest.raises(ConfigError, match="not built yet"):
+        prepare_pipeline(PipelineRequest(recipe="blip3_tiny", root=world.root, data=world.corpus, stages=("dpo",)), Site())
+    assert world.runs.ids() == []
+
+
+def test_a_dataset_that_was_replaced_since_the_run_began_is_refused(world: World) -> None:
+    from dataclasses import replace
+
+    from stagecoach.contract.records import encode
+
+    world.run(stages=("pretrain",))
+    run = world.runs.run("toy")
+    assert run is not None
+    forged = {name: {**pin, "fingerprint": "0" * 64} for name, pin in run.data.items()}
+    world.runs.store.publish("runs/toy/run.json", encode(replace(run, data=forged)))
+    with pytest.raises(ConfigError, match="it was replaced since"):
+        world.run(stages=("pretrain",))
+
+
+def test_the_commands_say_what_they_did(world: World) -> None:
+    world.run(stages=("pretrain",))
+    paused = CliRunner().invoke(pause_command, ["toy", "--root", world.root], catch_exceptions=False)
+    assert "toy: paused; nothing ran" in paused.output
+    lifted = CliRunner().invoke(unpause_command, ["toy", "--root", world.root], catch_exceptions=False)
+    assert "no longer paused" in lifted.output
+    asked = ["toy", "--stage", "pretrain", "--run-id", "c", "--root", world.root, "--set", "pretrain.seed=7"]
+    forked = CliRunner().invoke(fork_command, asked, catch_exceptions=False)
+    assert "c: pretrain" in forked.output
+    compared = CliRunner().invoke(compare_command, ["toy", "toy", "--root", world.root], catch_exceptions=False)
+    assert "the same weights" in compared.output

@@ -2,16 +2,27 @@
 
 A file is the block followed by its XXH3-128; it is written under another name, flushed to disk and renamed. One that was cut short by a
 kill, or damaged since, does not verify: it is removed and read again.
+
+Of several processes that miss a block at the same moment one reads it (`turn`) and the others find it. The kernel frees the lock of a
+process that is killed; one that is stuck with the store is waited for a bounded time.
 """
 
+import fcntl
 import os
 import tempfile
+import time
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import xxhash
 
 _DIGEST = 16
 _TEMPORARY = ".part-"
+_LOCKS, _NUM_LOCKS = "locks", 1024  # files that stay, so that none is removed while another process opens it; blocks share them by hash
+_TRIM_SHARE = 64  # of the bound a process may write before it looks: eight processes together then stay within it
+_WAIT_S, _POLL_S = 60.0, 0.02
 
 
 class BlockCache:
@@ -44,9 +55,29 @@ class BlockCache:
         except OSError:
             return
         self._written += len(body)
-        if self._written > self.max_bytes // 8:
+        if self._written > self.max_bytes // _TRIM_SHARE:
             self._written = 0
             self.trim()
+
+    @contextmanager
+    def turn(self, name: str, *, wait_s: float = _WAIT_S) -> Iterator[None]:
+        """Held by one process, and one thread of it, at a time: look again, and read the block if it is still missing. After `wait_s`, or
+        where locks cannot be made, it is entered all the same: then a block may be read twice, which costs a request and nothing else."""
+        descriptor = self._open_lock(name)
+        try:
+            if descriptor is not None:
+                _lock(descriptor, wait_s)
+            yield
+        finally:
+            if descriptor is not None:
+                os.close(descriptor)  # frees the lock
+
+    def _open_lock(self, name: str) -> int | None:
+        try:
+            (self.folder / _LOCKS).mkdir(exist_ok=True)
+            return os.open(self.folder / _LOCKS / f"{zlib.crc32(name.encode()) % _NUM_LOCKS:04d}", os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError:
+            return None
 
     def _write(self, name: str, body: bytes) -> None:
         descriptor, temporary = tempfile.mkstemp(prefix=_TEMPORARY, dir=self.folder)
@@ -69,6 +100,8 @@ class BlockCache:
                 info = path.stat()
             except FileNotFoundError:
                 continue
+            if path.name == _LOCKS:
+                continue
             found.append((info.st_mtime, info.st_size, path))
         total = sum(size for _, size, _ in found)
         for _, size, path in sorted(found):
@@ -76,3 +109,18 @@ class BlockCache:
                 return
             path.unlink(missing_ok=True)
             total -= size
+
+
+def _lock(descriptor: int, wait_s: float) -> None:
+    """An exclusive lock, or none when it was not to be had in time."""
+    end = time.monotonic() + wait_s
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() >= end:
+                return
+            time.sleep(_POLL_S)
+        except OSError:  # a file system without locks
+            return

@@ -149,15 +149,28 @@ class Fetcher:
     def _read_block(self, document: Document) -> bytes:
         origin, (offset, length) = self.origins[document.source], document.block
         name = f"{origin.fingerprint[:16]}-{document.stretch.shard.replace('/', '_')}-{offset}"
-        held = self._cache.read(name) if self._cache else None
-        if held is not None and len(held) == length:
+        if self._cache is None:
+            return self._ask_for(origin, document)
+        held = self._held_in(self._cache, name, length)
+        if held is None:
+            with self._cache.turn(name):  # another process of the node may be reading it just now
+                held = self._held_in(self._cache, name, length)
+                if held is None:
+                    held = self._ask_for(origin, document)
+                    self._cache.write(name, held)
+        return held
+
+    def _held_in(self, cache: BlockCache, name: str, length: int) -> bytes | None:
+        held = cache.read(name)
+        if held is None or len(held) != length:
+            return None
+        with self._lock:
             self.counts.cache_hits += 1
-            return held
-        self._count(1, length)
-        body = read_ranges(origin.store, document.stretch.shard, [(offset, length)])[0]
-        if self._cache:
-            self._cache.write(name, body)
-        return body
+        return held
+
+    def _ask_for(self, origin: Origin, document: Document) -> bytes:
+        self._count(1, document.block[1])
+        return read_ranges(origin.store, document.stretch.shard, [document.block])[0]
 
     def _make_room(self, added: int) -> None:
         with self._lock:

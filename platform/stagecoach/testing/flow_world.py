@@ -15,7 +15,7 @@ from stagecoach.contract.launch import JobState, LaunchSpec, RunHandle
 from stagecoach.contract.ledger import JobFolder
 from stagecoach.contract.plan import Parent, StagePlan, Steps
 from stagecoach.contract.records import canonical_json
-from stagecoach.stages.parent import checkpoint_at
+from stagecoach.checkpoints.addresses import checkpoint_at
 from stagecoach.storage import Store
 from stagecoach.testing.builders import attempt_end, attempt_start
 from stagecoach.testing.checkpoints import write_checkpoint

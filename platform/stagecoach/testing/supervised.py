@@ -48,6 +48,7 @@ class SupervisedJob:
         max_seconds: int | None = None,
         entrypoint: str = SCRIPTED,
         uri: str | None = None,
+        code_uri: str | None = None,
     ) -> None:
         """`uri`: of the job, where it is not in the folder. `ranks`: of each node."""
         self.uri, self.nodes, self.ranks = uri or f"file://{folder}/job", nodes, ranks
@@ -59,8 +60,9 @@ class SupervisedJob:
         self.supervisors: dict[int, subprocess.Popen[str]] = {}
         self._heard = threading.Condition()
         self._spec = launch_spec(
-            job_uri=self.uri, ranks_per_node=ranks, nodes=nodes, grace_s=grace_s, max_seconds=max_seconds, entrypoint=entrypoint
-        )
+            job_uri=self.uri, ranks_per_node=ranks, nodes=nodes, grace_s=grace_s, max_seconds=max_seconds, entrypoint=entrypoint,
+            code_uri=code_uri,
+        )  # fmt: skip
         self.job.write_job(JobRecord(name="test", kind="test", identity="0123abcd", settings=settings, created_at=TIME))
         self.submission = 0
         self.submit()

@@ -62,7 +62,10 @@ class MakeJob:
 
     @property
     def samples(self) -> int:
-        return self.profile.train if self.split == "train" else self.profile.held_out
+        if self.split == "train":
+            return self.profile.train
+        tested = self.profile.tested * len(DATASETS[self.dataset][1]) if self.split == "test" else 0
+        return max(self.profile.held_out, tested)
 
     @property
     def units(self) -> int:

@@ -130,7 +130,7 @@ class Run:
         if fed is not None:
             mine = totals_of(fed.loaded.batches, len(fed.loaded.bad), mine)
         totals = agree(mine)
-        if totals.save_failed:
+        if totals.save_failed and not totals.stop:
             raise self.saving.error or RuntimeError(f"the last save failed on {totals.save_failed} ranks; their own messages say why")
         return totals
 

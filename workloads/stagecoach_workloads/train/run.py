@@ -51,8 +51,10 @@ def run_stage(context: RankContext) -> None:
     """Trains to the last step, from the newest good checkpoint or from the start. Raises what `outcomes.py` turns into exit codes."""
     try:
         _run_stage(context)
-    except RuntimeError as error:
-        if is_peer_error(error) and _stop_is_near(context):
+    except Stopped:
+        raise
+    except Exception as error:
+        if came_of_a_stop(error) or (is_peer_error(error) and _stop_is_near(context)):
             raise Stopped(committed_step=int(context.last_beat.numbers.get("committed_step", 0))) from error
         raise
 
@@ -158,7 +160,7 @@ def check_same_plan(job: JobFolder, ref: CheckpointRef, plan: StagePlan) -> None
 
 def leave_result(context: RankContext, run: Run, fingerprints: Mapping[str, str]) -> None:
     """`result.json`: what `stage.json` is made from. All ranks take part; rank 0 writes."""
-    digest = weights_digest(run.state.model, run.world.rank, run.world.world_size)
+    digest = weights_digest(run.state.model, run.world.rank, run.world.world_size, run.saving.beat)
     if context.rank != 0:
         return
     ref = run.checkpoints.latest()
@@ -172,6 +174,13 @@ def leave_result(context: RankContext, run: Run, fingerprints: Mapping[str, str]
             tokens=run.state.tokens, images=run.state.images, metrics={**loss, **run.state.metrics}, fingerprints=dict(fingerprints),
         )
     )  # fmt: skip
+
+
+def came_of_a_stop(error: BaseException | None) -> bool:
+    """True for a stop, and for what others made of one that was raised inside of them: torch's compiler wraps all that it meets."""
+    while error is not None and not isinstance(error, Stopped):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 def _stop_is_near(context: RankContext) -> bool:

@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import random
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -136,11 +137,13 @@ def full_value(tensor: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def weights_digest(model: MultimodalModel, rank: int, world_size: int) -> str:
-    """The digest that `stage.json` holds: the same for any number of ranks. A collective; each rank hashes its share of the tensors."""
+def weights_digest(model: MultimodalModel, rank: int, world_size: int, beat: Callable[[], object] = lambda: None) -> str:
+    """The digest that `stage.json` holds: the same for any number of ranks. A collective; each rank hashes its share of the tensors.
+    `beat` is called for each of them."""
     parameters = sorted(model.named_parameters())
     checksums = torch.zeros((len(parameters), 16), dtype=torch.int64)
     for number, (_, parameter) in enumerate(parameters):
+        beat()
         value = full_value(parameter)
         if number % world_size == rank:
             digest = Digest()

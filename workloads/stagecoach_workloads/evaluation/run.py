@@ -60,7 +60,8 @@ class Rank:
     suite: Suite = field(init=False)
     items: list[Item] = field(init=False)
     answerer: Answerer | None = None
-    answered: int = 0
+    answered: int = 0  # of this rank's own
+    own_items: int = 0
 
     @property
     def job(self) -> JobFolder:
@@ -68,7 +69,7 @@ class Rank:
 
     def beat(self) -> None:
         """Before every batch: says that this rank moves, and leaves when it is asked to."""
-        self.context.heartbeat(step=self.answered, phase=PHASE, steps=len(self.items) if hasattr(self, "items") else 0)
+        self.context.heartbeat(step=self.answered, phase=PHASE, steps=self.own_items)
         if self.context.stop_requested():
             raise Stopped(committed_step=self.answered)
 
@@ -89,6 +90,7 @@ class Rank:
         done = done_segments(self.job.store)
         mine = [segment for segment in range(num_segments(len(self.items))) if segment % self.context.world_size == self.context.rank]
         missing = [segment for segment in mine if segment not in done]
+        self.own_items = sum(len(items_of(self.items, segment)) for segment in mine)
         self.answered = sum(len(items_of(self.items, segment)) for segment in mine if segment in done)
         told = {"items": len(self.items), "segments": len(mine), "done_before": len(mine) - len(missing)}
         self.context.event("evaluation", told)

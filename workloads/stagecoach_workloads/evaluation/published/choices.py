@@ -19,9 +19,7 @@ _NEXT_KINDS = {"C": "causal", "T": "temporal", "D": "descriptive"}
 def scienceqa(folder: Folder, *, train: bool) -> Iterator[Question]:
     """Rows `image` (or none), `question`, `choices`, `answer` (its number), `hint`; ScienceQA's own `problems.json` is alike, with
     `{id}/image.png` beside it and its `split` told in each row. Questions with and without an image are two categories (SQA-IMG)."""
-    for where, row in folder.rows("question", "choices", "answer", train=train):
-        if row.get("split") in ("train", "val" if train else "", "minival"):
-            continue
+    for where, row in _science_rows(folder, train=train):
         options, right = [str(each) for each in row["choices"]], int(row["answer"])
         hint = text_of(row.get("hint"))
         text = f"{f'Context: {hint}' if hint else ''}\n{row['question']}".strip() + lettered(options)
@@ -30,6 +28,15 @@ def scienceqa(folder: Folder, *, train: bool) -> Iterator[Question]:
         kind = "scienceqa_image" if picture is not None else "scienceqa_text"
         images = (picture,) if picture is not None else ()
         yield _choice("scienceqa", str(row.get("id") or where), kind, content, images, options, right)
+
+
+def _science_rows(folder: Folder, *, train: bool) -> Iterator[tuple[str, Row]]:
+    """`problems.json` holds all splits: its test split is asked, its training split is for shots."""
+    wanted = ("question", "choices", "answer")
+    own = [key for key in folder.files if key.rpartition("/")[2] == "problems.json"]
+    for where, row in folder.rows(*wanted, train=False if own else train):
+        if "split" not in row or row["split"] == ("train" if train else "test"):
+            yield where, row
 
 
 def _science_image(folder: Folder, row: Row) -> Picture | None:

@@ -62,7 +62,7 @@ def line_chart(
     low = 0.0 if from_zero and min(values) >= 0 else low
     x = Scale(0, max([steps, 1] + [p.step for p in every]), LEFT, WIDTH - RIGHT)
     y = Scale(low, high, HEIGHT - BOTTOM, TOP)
-    drawn = [_grid(x, y, unit), *(_mark(mark, x) for mark in marks if mark.step <= x.high)]
+    drawn = [_grid(x, y, unit), *(_mark(mark, x) for mark in marks if 0 < mark.step <= x.high)]
     drawn += [_curve(line, x, y, place) for place, line in enumerate(lines)]
     shown = title if not unit else f"{title} ({unit})"
     spoken = f"{shown}. " + " ".join(spoken_line(line) for line in lines)
@@ -217,7 +217,7 @@ def share_bars(title: str, unit: str, rows: Sequence[ShareRow], *, legend: Conte
     for place, row in enumerate(rows):
         top = place * height
         told = percent(row.asked) + (f" · {percent(row.achieved)}" if row.achieved is not None else "")
-        drawn.append(el("text", {"class": "bar-name", "x": 2, "y": top + 12}, cut(row.label, 40)))
+        drawn.append(el("text", {"class": "bar-name", "x": 2, "y": top + 12}, cut(row.label, 30)))
         drawn.append(el("text", {"class": "bar-value", "x": WIDTH - 3, "y": top + 12, "text-anchor": "end"}, told))
         if row.achieved is not None:
             drawn.append(el("rect", {"class": "f0", "x": 2, "y": top + 17, "width": round(x(row.achieved) - 2, 1), "height": 9, "rx": 2}))
@@ -265,7 +265,9 @@ def dot_chart(title: str, unit: str, dots: Sequence[Dot], *, legend: Content = N
     for value in ticks(x.low, x.high, 5):
         drawn.append(el("line", {"class": "grid", "x1": x(value), "x2": x(value), "y1": top, "y2": bottom}))
         shown = f"{100 * value:.0f} %" if unit == "share" else significant(value)
-        drawn.append(el("text", {"class": "tick", "x": x(value), "y": bottom + 15, "text-anchor": "middle"}, shown))
+        at = x(value)
+        anchor = "start" if at < 20 else "end" if at > WIDTH - 24 else "middle"
+        drawn.append(el("text", {"class": "tick", "x": at, "y": bottom + 15, "text-anchor": anchor}, shown))
     drawn += [_dot_row(dot, x, top + place * row, unit) for place, dot in enumerate(dots)]
     spoken = f"{title}. " + " ".join(dot.spoken for dot in dots)
     return figure(title, canvas(drawn, bottom + 22, spoken), legend=legend, note=note)
@@ -277,7 +279,7 @@ def _dot_row(dot: Dot, x: Scale, top: float, unit: str) -> Markup:
     width = max(1.0, round(x(dot.high) - x(dot.low), 1))
     parts: list[Content] = [
         el("title", None, dot.spoken),
-        el("text", {"class": "bar-name", "x": x.start, "y": top + 13}, cut(dot.label, 44)),
+        el("text", {"class": "bar-name", "x": x.start, "y": top + 13}, cut(dot.label, 34)),
         el("text", {"class": f"bar-value t-{dot.kind}", "x": x.end, "y": top + 13, "text-anchor": "end"}, shown),
         el("line", {"class": "axis faint", "x1": x.start, "x2": x.end, "y1": at, "y2": at}),
         el("rect", {"class": f"interval i-{dot.kind}", "x": x(dot.low), "y": at - 3, "width": width, "height": 6, "rx": 3}),

@@ -14,6 +14,7 @@ OTHER_SCALES = frozenset({"cider"})  # not shares: a figure of their own
 MOST_DOTS = 40
 MOST_SAMPLES = 24
 MOST_WORST = 12
+SHOWN_AT_ONCE = 8
 PLAIN_METRICS = {
     "exact": "exact match",
     "iou_50": "IoU ≥ 0.5",
@@ -89,9 +90,7 @@ def suite_part(suite: Suite, parent: ParentScores, parent_name: str | None, budg
             Column("chance", True), Column("image-blind", True), Column(heading, True), Column("verdict"),
         )  # fmt: skip
         listed = table(f"Suite {suite.name}: scores by category", columns, rows)
-        parts.append(
-            el("details", {"open": len(rows) <= 12}, el("summary", None, f"All {len(rows)} scores of {suite.name} as a table"), listed)
-        )
+        parts.append(el("details", None, el("summary", None, f"All {len(rows)} scores of {suite.name} as a table"), listed))
     parts.append(answers_part(suite, budget))
     return parts
 
@@ -99,11 +98,12 @@ def suite_part(suite: Suite, parent: ParentScores, parent_name: str | None, budg
 def _about(suite: Suite) -> Content:
     assert suite.scores is not None
     settings = suite.scores.settings
-    shots = ", ".join(str(n) for n in settings.shots)
-    said = f"{suite.scores.answers:,} answers in {duration(suite.scores.seconds)}, {shots} shots, seed {settings.seed}"
+    shots = " and ".join(str(n) for n in settings.shots)
+    said = f"{suite.scores.answers:,} answers in {duration(suite.scores.seconds)}; {shots} shots; seed {settings.seed}"
     control = "; every question got another one's images (a control)" if settings.shuffle_images else ""
-    means = [f"{name} {significant(value)}" for name, value in sorted(suite.scores.metrics.items()) if name.startswith(("mean", "mmbase"))]
-    return [el("strong", None, f"Suite {suite.name}. "), f"{said}{control}. {'; '.join(means)}"]
+    shown = [pair for pair in sorted(suite.scores.metrics.items()) if pair[0].startswith(("mean@", "mmbase@"))]
+    means = [f"{name.replace('@', ' at ')} shots {percent(value)}" for name, value in shown]
+    return [el("strong", None, f"Suite {suite.name}. "), f"{said}{control}. {', '.join(means)}"]
 
 
 def _charts(suite: Suite, parent: ParentScores, parent_name: str | None) -> list[Markup]:
@@ -137,6 +137,8 @@ def _dot(suite: Suite, score: Score, parent: ParentScores) -> Dot:
 
 def _legend(dots: Sequence[Dot], parent_name: str | None) -> Markup:
     entries = [el("li", None, swatch("s-good"), "above chance"), el("li", None, swatch("s-bad"), "not learned in this budget")]
+    if any(dot.kind == "plain" for dot in dots):
+        entries.append(el("li", None, swatch("score"), "no baseline"))
     if any(dot.chance is not None for dot in dots):
         entries.append(el("li", None, _symbol(el("line", {"class": "chance", "x1": 6, "x2": 6, "y1": 0, "y2": 12})), "chance"))
     if any(dot.blind is not None for dot in dots):
@@ -187,35 +189,46 @@ def _row(suite: Suite, score: Score, parent: ParentScores) -> list[Content]:
 def answers_part(suite: Suite, budget: PictureBudget) -> Content:
     """The samples with their pictures, then the lowest of all answers."""
     parts: list[Content] = []
-    shown = suite.samples[:MOST_SAMPLES] or [answer for answer in suite.answers if not answer.trouble][:6]
+    shown = in_turn(suite.samples)[:MOST_SAMPLES] or [answer for answer in suite.answers if not answer.trouble][:SHOWN_AT_ONCE]
     if shown:
-        cards = [_card(suite, answer, budget) for answer in shown]
-        title = f"Answers to look at ({suite.name})"
-        parts += [el("h3", None, title), el("ul", {"class": "answers"}, cards)]
-        if any(answer.picture for answer in shown):
-            parts.append(
-                el("p", {"class": "note"}, "Pictures are enlarged; where boxes are asked for, the right one and the answer's are drawn.")
-            )
+        parts += [el("h3", None, f"Answers to look at ({suite.name})"), _gallery(suite, shown, budget)]
     chosen = {answer.id for answer in shown}
     worst = [answer for answer in worst_of(suite.answers, of_each=2) if answer.id not in chosen][:MOST_WORST]
     if worst:
-        pictures = {answer.id: answer.picture for answer in suite.samples}
-        cards = [_card(suite, answer, budget, picture=pictures.get(answer.id)) for answer in worst]
-        parts += [el("h3", None, f"Worst cases ({suite.name})"), el("ul", {"class": "answers"}, cards)]
+        parts += [el("h3", None, f"Worst cases ({suite.name})"), _gallery(suite, worst, budget)]
     troubles = sum(bool(answer.trouble) for answer in suite.answers)
     if troubles:
         parts.append(el("p", {"class": "note"}, f"{troubles} questions could not be asked and count as wrong."))
     return parts
 
 
-def _card(suite: Suite, answer: Answer, budget: PictureBudget, *, picture: str | None = None) -> Markup:
-    key = answer.picture or picture
+def in_turn(samples: Sequence[Answer]) -> list[Answer]:
+    """One of each category, and of right and wrong, before the second of any: the first few show them all."""
+    seen: dict[tuple[str, bool], int] = {}
+    turns = []
+    for place, answer in enumerate(samples):
+        kind = (answer.category, (answer.worth or 0.0) >= 0.5)
+        turns.append((seen.get(kind, 0), place, answer))
+        seen[kind] = seen.get(kind, 0) + 1
+    return [answer for _, _, answer in sorted(turns, key=lambda turn: turn[:2])]
+
+
+def _gallery(suite: Suite, answers: Sequence[Answer], budget: PictureBudget) -> Content:
+    """The first of them, the others behind a click."""
+    cards = [_card(suite, answer, budget) for answer in answers]
+    first, others = cards[:SHOWN_AT_ONCE], cards[SHOWN_AT_ONCE:]
+    more = el("details", None, el("summary", None, f"{len(others)} more"), el("ul", {"class": "answers"}, others)) if others else None
+    return [el("ul", {"class": "answers"}, first), more]
+
+
+def _card(suite: Suite, answer: Answer, budget: PictureBudget) -> Markup:
+    key = answer.picture
     data = budget.data_uri(suite.store, key) if key else None
-    image = el("img", {"src": data, "alt": f"What was asked about: {answer.question[:120]}", "loading": "lazy"}) if data else None
+    image = el("img", {"src": data, "alt": f"What was asked about: {answer.question[:120]}"}) if data else None
     left_out = el("p", {"class": "note"}, f"Picture left out for size: {key}") if key and not data else None
     worth = pill("not asked", "warn") if answer.trouble else _worth(answer)
     shots = f" · {answer.shots} shots" if answer.shots else ""
-    pairs = [("asked", answer.question), ("said", answer.answer or "(nothing)"), ("right", answer.gold)]
+    pairs = [("asked", answer.question.replace("<image>", "[image] ")), ("said", answer.answer or "(nothing)"), ("right", answer.gold)]
     pairs += [("trouble", answer.trouble)] if answer.trouble else []
     listed = el("dl", None, [(el("dt", None, name), el("dd", None, text)) for name, text in pairs if text])
     head = el("div", {"class": "head"}, el("strong", None, f"{answer.category}{shots}"), worth)

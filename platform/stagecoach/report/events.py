@@ -1,6 +1,7 @@
 """Reads a stage's events into curves: rank 0's of every attempt, thinned while they are read, however long the run was."""
 
 import json
+import re
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,7 +19,10 @@ READ_AT_ONCE = 8
 MOST_NOTES = 200
 LONGEST_LINE = 1 << 20
 NOTABLE = frozenset({"rewound", "skipped", "straggler", "quarantined", "checkpoint_quarantined", "replicas_differ", "telemetry_lost"})
+POINTS_IN_A_BIN = 32  # that are parsed: their mean is as good as that of thousands
 _PHASE = b'"name": "phase"'  # most lines; not worth parsing
+_STEP = re.compile(rb'\{"t": [0-9.e+]{1,30}, "step": ([0-9]{1,15}), "name": "step", ')  # as ranks write it; others are parsed
+_NOT_TAKEN = b'"taken": false'  # all of them are counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +43,8 @@ class Told:
     notes: list[Note] = field(default_factory=list)
     notes_seen: int = 0
     skipped_steps: int = 0
-    steps_seen: int = 0
     mixture: dict[str, list[float]] = field(default_factory=dict)  # achieved share by dataset, [sum over steps, steps]
+    stride: int = 1  # of how many steps one was parsed
     every: int = 1  # of how many segments one was read
     problems: list[str] = field(default_factory=list)
 
@@ -53,7 +57,8 @@ class Told:
 def read_events(folder: JobFolder, attempts: Iterable[int], *, steps: int, kept_until: dict[int, float]) -> Told:
     """All attempts' events. `steps`: how many the stage has, or has made, which sets the width of a bin. A segment that cannot be read is
     named in `problems`."""
-    told = Told(Curves(width=max(1, -(-steps // BINS)), kept_until=kept_until))
+    width = max(1, -(-steps // BINS))
+    told = Told(Curves(width=width, kept_until=kept_until), stride=max(1, width // POINTS_IN_A_BIN))
     listed: list[tuple[int, list[str]]] = []
     for attempt in attempts:
         try:
@@ -74,6 +79,10 @@ def _thinned(keys: list[str], every: int) -> list[str]:
 def _read_attempt(folder: JobFolder, attempt: int, keys: list[str], told: Told) -> None:
     last = 0
     for line in _lines(folder, keys, told, is_cut=told.every > 1):
+        beginning = _STEP.match(line)
+        if beginning is not None and last < (step := int(beginning[1])) and step % told.stride and _NOT_TAKEN not in line:
+            last = step
+            continue
         event = _parsed(line)
         if event is None:
             continue
@@ -95,7 +104,6 @@ def _read_attempt(folder: JobFolder, attempt: int, keys: list[str], told: Told) 
 
 
 def _take_step(attempt: int, step: int, value: dict[str, Any], told: Told) -> None:
-    told.steps_seen += 1
     if value.get("taken") is False:
         told.skipped_steps += 1
     for name in ("loss", "grad_norm", "tokens_per_s", "mfu"):
@@ -121,8 +129,8 @@ def _take_mixture(value: dict[str, Any], told: Told) -> None:
 
 
 def _parsed(line: bytes) -> tuple[int, str, Any] | None:
-    """(step, name, value) of a line that is an event; phases, torn lines and others' are passed over."""
-    if _PHASE in line or not line or len(line) > LONGEST_LINE:
+    """(step, name, value) of a line that is an event; torn lines and others' are passed over."""
+    if not line or len(line) > LONGEST_LINE:
         return None
     try:
         event = json.loads(line)
@@ -135,11 +143,11 @@ def _parsed(line: bytes) -> tuple[int, str, Any] | None:
 
 
 def _lines(folder: JobFolder, keys: list[str], told: Told, *, is_cut: bool) -> Iterator[bytes]:
-    """Lines across segments. `is_cut`: segments between are missing, so what is left of one does not belong to the next."""
+    """Lines across segments, but phases. `is_cut`: segments between are missing, so what is left of one does not belong to the next."""
     rest = b""
     for body in _bodies(folder, keys, told):
         *whole, rest = ((b"" if is_cut else rest) + body).split(b"\n")
-        yield from whole
+        yield from (line for line in whole if _PHASE not in line)
     if rest:
         yield rest
 

@@ -2,7 +2,7 @@
 
 import html
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 _NAME = re.compile(r"[a-zA-Z][a-zA-Z0-9:-]*")
@@ -24,7 +24,7 @@ Content = Markup | str | int | float | None | Iterable["Content"]
 Value = str | int | float | bool | None
 
 
-def el(tag: str, attributes: dict[str, Value] | None = None, *children: Content) -> Markup:
+def el(tag: str, attributes: Mapping[str, Value] | None = None, *children: Content) -> Markup:
     """One element. An attribute that is None or False is left out, True stands alone. Raises ValueError for an address that is neither in
     the page, nor an image in it."""
     shown = "".join(_attribute(name, value) for name, value in (attributes or {}).items())

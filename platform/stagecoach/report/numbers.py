@@ -17,15 +17,19 @@ def significant(value: float, digits: int = 3) -> str:
     if value == 0:
         return "0"
     size = math.floor(math.log10(abs(value)))
-    if not -5 < size < 6:
-        return f"{value:.{digits - 1}e}".replace("e-0", "e-").replace("e+0", "e")
+    if not -4 < size < 6:
+        mantissa, _, exponent = f"{value:.{digits - 1}e}".partition("e")
+        return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
     text = f"{value:,.{max(0, digits - 1 - size)}f}"
     return text.rstrip("0").rstrip(".") if "." in text else text
 
 
 def percent(fraction: float) -> str:
-    """42 %, 4.2 %."""
-    return f"{100 * fraction:.0f} %" if abs(fraction) >= 0.0995 or fraction == 0 else f"{100 * fraction:.2g} %"
+    """42 %, 12.5 %, 4.2 %."""
+    value = 100 * fraction
+    if abs(value) >= 19.95 or value == round(value):
+        return f"{value:.0f} %"
+    return f"{value:.1f} %".replace(".0 %", " %") if abs(value) >= 0.95 else f"{value:.2g} %"
 
 
 def duration(seconds: float) -> str:

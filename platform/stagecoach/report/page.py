@@ -100,7 +100,13 @@ def _named(some: Sequence[Ranked]) -> Content:
 
 def _tile(name: str, value: Content, note: str, is_words: bool) -> Markup:
     under = el("dd", {"class": "note"}, note) if note else None
-    return el("div", {"class": "tile"}, el("dt", None, name), el("dd", {"class": "words" if is_words else None}, value), under)
+    return el(
+        "div",
+        {"class": "tile wide" if is_words else "tile"},
+        el("dt", None, name),
+        el("dd", {"class": "words" if is_words else None}, value),
+        under,
+    )
 
 
 def tokens_of(stage: StageStory) -> int:

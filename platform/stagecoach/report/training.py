@@ -49,7 +49,7 @@ def _losses(stage: StageStory, marks: list[Mark]) -> list[Markup | None]:
     redone = (
         "Dashed: steps that were lost and made again; the line is the attempt that won." if any(True for _ in curves.redone("loss")) else ""
     )
-    band = "The shaded band spans all steps behind a point." if curves.width > 1 else ""
+    band = "The shaded band spans the steps behind a point." if curves.width > 1 else ""
     total = _line(curves, "loss", "training loss", 0, with_band=True)
     validation = _line(curves, "validation/loss", "validation loss", 1, with_dots=True)
     charts = [
@@ -134,7 +134,8 @@ def _group(stage: StageStory, prefix: str, title: str, marks: list[Mark], *, wit
 def _how_read(stage: StageStory) -> Markup | None:
     told, says = stage.told, []
     if told.curves.width > 1:
-        says.append(f"Each point is the mean of {told.curves.width} steps.")
+        sampled = f", of which every {told.stride}th was read" if told.stride > 1 else ""
+        says.append(f"Each point is the mean of {told.curves.width} steps{sampled}.")
     if told.every > 1:
         says.append(f"The run is so long that one of {told.every} segments of its events was read.")
     if told.skipped_steps:
@@ -201,7 +202,13 @@ def mixture_chart(stage: StageStory) -> Markup | None:
     entries = [el("li", None, swatch("open"), "asked")]
     entries += [el("li", None, swatch("f0"), "achieved")] if achieved else []
     note = "" if achieved else "Achieved shares are not in this run's events."
-    return share_bars("Mixture", f"share of {stage.plan.data.mixture.unit}", rows, legend=el("ul", {"class": "legend"}, entries), note=note)
+    return share_bars(
+        "Mixture",
+        f"share of {stage.plan.data.mixture.unit}{': asked · achieved' if achieved else ''}",
+        rows,
+        legend=el("ul", {"class": "legend"}, entries),
+        note=note,
+    )
 
 
 def mixture_table(stage: StageStory) -> Content:

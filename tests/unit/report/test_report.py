@@ -1,0 +1,217 @@
+"""The report's page: what it says of finished, failed, running and damaged runs, and that nothing of a bucket becomes markup."""
+
+import json
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from stagecoach.cli import run as run_command
+from stagecoach.explain.resolve import find
+from stagecoach.report.html import el, join
+from stagecoach.report.numbers import count, duration, percent, significant, ticks
+from stagecoach.report.page import build_page
+from stagecoach.report.scores import picture_kind, read_answer
+from stagecoach.report.story import Story, read_story
+from stagecoach.testing.ledger import AT, write_run
+from stagecoach.testing.runs import plan_of, write_events, write_finished_run, write_suite
+
+HOSTILE = "\"><script>alert(1)</script><img src=x onerror='alert(2)'></style></title>&lt;b&gt;\u202e"
+
+
+class Parsed(HTMLParser):
+    """What a browser would make of a page."""
+
+    def __init__(self, page: bytes) -> None:
+        super().__init__(convert_charrefs=True)
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: list[str] = []
+        self.feed(page.decode())
+        self.text = " ".join(" ".join(self.texts).split())
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append(data)
+
+    def addresses(self) -> set[str]:
+        return {
+            value or "" for _, attrs in self.tags for name, value in attrs.items() if name in ("href", "src", "action", "data", "poster")
+        }
+
+
+def story_of(root: str, name: str) -> Story:
+    return read_story(find(name, root=root), made_at=AT)
+
+
+@pytest.fixture(scope="module")
+def finished() -> Story:
+    root = "memory://report-finished"
+    write_finished_run(root, steps=60)
+    return story_of(root, "demo-run")
+
+
+def test_a_finished_run_is_told_from_its_bucket(finished: Story) -> None:
+    parsed = Parsed(build_page(finished))
+    for said in (
+        "3 of 3", "in 4 attempts", "digests match", "rank 1, step 40: killed by SIGKILL (on gpu-0)", "Loss by kind of sample",
+        "Learning rate", "Throughput", "Model FLOPs utilisation", "Where the time went", "Mixture", "above image-blind optimum",
+        "not learned in this budget", "Worst cases (made)", "Answers to look at (made)", "stage pretrain",
+    ):  # fmt: skip
+        assert said in parsed.text, said
+    assert "another checkpoint" not in parsed.text
+
+
+def test_the_page_holds_all_it_shows_and_runs_nothing(finished: Story) -> None:
+    parsed = Parsed(build_page(finished))
+    assert all(address.startswith(("#", "data:image/png;base64,")) or address == "data:," for address in parsed.addresses())
+    assert not {tag for tag, _ in parsed.tags} & {"script", "iframe", "object", "embed", "form", "base"}
+    policy = next(attrs["content"] for tag, attrs in parsed.tags if tag == "meta" and "http-equiv" in attrs)
+    assert policy is not None
+    assert policy.startswith("default-src 'none'")
+    assert "unsafe" not in policy
+
+
+def test_every_chart_has_a_title_and_words_for_who_cannot_see_it(finished: Story) -> None:
+    parsed = Parsed(build_page(finished))
+    charts = [attrs for tag, attrs in parsed.tags if tag == "svg" and attrs.get("role") == "img"]
+    assert len(charts) >= 30
+    assert all((attrs.get("aria-label") or "").strip() for attrs in charts)
+    assert sum(tag == "figcaption" for tag, _ in parsed.tags) == len(charts)
+
+
+def test_of_steps_made_twice_the_last_attempt_counts_and_the_others_are_shown_as_redone(finished: Story) -> None:
+    sft = finished.stages[1]
+    assert sft.said.steps_lost_total == 10
+    kept, redone = sft.told.curves.kept("loss"), list(sft.told.curves.redone("loss"))
+    assert [point.step for point in kept] == list(range(1, 61))  # each step once
+    assert [[point.step for point in part] for part in redone] == [list(range(31, 41))]
+    first = {p.step: p.value for p in finished.stages[0].told.curves.kept("loss")}  # the same curve, never killed
+    assert all(abs(p.value - first[p.step]) < 1e-9 for p in kept if p.step <= 30)
+    assert all(abs(p.value - first[p.step]) > 1e-3 for p in kept if p.step > 30)  # what attempt 2 made is not what attempt 1 had
+
+
+def test_a_rewind_inside_an_attempt_counts_its_steps_once(tmp_path: Path) -> None:
+    (book,) = write_run(tmp_path.as_uri(), "r1", "pretrain")
+    book.start(1)
+    lines = [{"t": 0.0, "step": step, "name": "step", "value": {"loss": 1.0}} for step in (1, 2, 3, 4)]
+    lines += [{"t": 0.0, "step": step, "name": "step", "value": {"loss": 0.5}} for step in (3, 4, 5)]
+    book.folder.write_segment("events", 1, "rank-0", 0, "".join(json.dumps(line) + "\n" for line in lines).encode() + b'{"torn')
+    curves = story_of(tmp_path.as_uri(), "r1").stages[0].told.curves
+    assert [(point.step, point.value) for point in curves.kept("loss")] == [(1, 1.0), (2, 1.0), (3, 0.5), (4, 0.5), (5, 0.5)]
+    assert [[point.step for point in part] for part in curves.redone("loss")] == [[3, 4]]
+
+
+def test_text_from_the_bucket_never_becomes_markup(tmp_path: Path) -> None:
+    root = tmp_path.as_uri()
+    (book,) = write_run(root, "r1", "pretrain")
+    plan = plan_of("pretrain", 20)
+    book.folder.write_plan(plan)
+    book.submit()
+    book.start(1, why="first")
+    value = {"loss": 1.0, "losses": {f"kind/{HOSTILE}": 1.0, f"category/{HOSTILE}": 2.0}, "rates": {HOSTILE: 1e-3}}
+    told = [("step", value), ("rewound", {HOSTILE: HOSTILE}), ("skipped", HOSTILE), ("mixture", {"steps": 1, "source": {HOSTILE: [1.0]}})]
+    lines = "".join(json.dumps({"t": 0.0, "step": 1, "name": name, "value": what}) + "\n" for name, what in told)
+    book.folder.write_segment("events", 1, "rank-0", 0, lines.encode())
+    book.end(1, "crashed", 75, message=HOSTILE, first_failed_node=HOSTILE, seconds={HOSTILE: 1.0}, step=1)
+    book.finish(step=20, run_id=HOSTILE, stage=HOSTILE)
+    manifest = book.folder.stage()
+    assert manifest is not None
+    write_suite(book.folder, "made", manifest.checkpoint, text=HOSTILE)
+    page = build_page(story_of(root, "r1"))
+    parsed = Parsed(page)
+    assert not [attrs for _, attrs in parsed.tags if any(name.startswith("on") for name in attrs)]
+    assert not {tag for tag, _ in parsed.tags} & {"script", "b"}
+    assert all(address.startswith(("#", "data:image/png;base64,")) or address == "data:," for address in parsed.addresses())
+    assert page.count(b"<style>") == page.count(b"</style>") == 1
+    assert "<script>alert(1)</script>" in parsed.text  # shown as what it is
+    assert "\u202e" not in page.decode()
+
+
+def test_a_run_that_goes_on_a_failed_one_and_one_that_was_never_started_are_told(tmp_path: Path) -> None:
+    root = tmp_path.as_uri()
+    going, waiting = write_run(root, "going", "pretrain", "sft")
+    going.folder.write_plan(plan_of("pretrain", 100))
+    going.submit()
+    going.start(1)
+    write_events(going.folder, 1, range(1, 41), 100)
+    going.progress(1, step=40, steps=100, tokens=55_000, seconds={"compute": 30.0, "init": 10.0})
+    text = Parsed(build_page(story_of(root, "going"))).text
+    for said in ("0 of 2", "40 of 100", "55 k tokens", "no end yet", "75 % of it computing"):
+        assert said in text, said
+    assert waiting.folder.plan() is None
+    (failed,) = write_run(root, "failed", "pretrain")
+    failed.submit()
+    failed.start(1)
+    failed.end(1, "bad_config", 40, message="rank 0: optimizer.peak_lr is wrong")
+    assert "bad config" in Parsed(build_page(story_of(root, "failed"))).text
+    write_run(root, "untouched", "pretrain", "sft")
+    assert "never submitted" in Parsed(build_page(story_of(root, "untouched"))).text
+
+
+def test_damaged_objects_are_named_in_the_page_and_the_rest_is_shown() -> None:
+    root = "memory://report-damaged"
+    books = write_finished_run(root, steps=20)
+    store = books[0].folder.store
+    store.publish("plan.json", b"{")
+    store.publish("evaluation/made/scores.json", b'{"format": "stagecoach.scores/99"}')
+    store.publish("evaluation/made/samples/samples.json", b"[1, {}, null]")
+    store.publish(
+        "events/attempt-1/rank-0/000007",
+        b'\xff\xfe nothing\n[]\n{"step": true, "name": "step"}\n{"step": 21, "name": "step", "value": {"loss": "nan"}}\n',
+    )
+    story = story_of(root, "demo-run")
+    text = Parsed(build_page(story)).text
+    assert "plan.json is not JSON" in text
+    assert "newer than stagecoach.scores/1" in text
+    assert story.stages[0].told.curves.not_finite == 1
+    assert len(story.stages[0].told.curves.kept("loss")) == 20
+
+
+def test_a_long_run_is_thinned_while_it_is_read_and_skipped_steps_are_all_counted(tmp_path: Path) -> None:
+    (book,) = write_run(tmp_path.as_uri(), "r1", "pretrain")
+    book.folder.write_plan(plan_of("pretrain", 200_000))
+    book.start(1)
+    write_events(book.folder, 1, range(1, 2001), 200_000)
+    told = story_of(tmp_path.as_uri(), "r1").stages[0].told
+    kept = told.curves.kept("loss")
+    assert (told.curves.width, told.stride, len(kept)) == (500, 15, 5)
+    assert kept[1].low < kept[1].value < kept[1].high
+    assert 700 < kept[1].step < 800
+    assert told.skipped_steps == 40  # every 50th
+
+
+def test_the_command_writes_one_file_and_says_where(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_run(tmp_path.as_uri(), "r1", "pretrain")
+    out = tmp_path / "page.html"
+    assert run_command(["report", "r1", "--root", tmp_path.as_uri(), "--out", str(out), "--open", "no"]) == 0
+    assert capsys.readouterr().out == f"{out}\n"
+    assert out.read_bytes().startswith(b"<!doctype html>")
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".page")] == []
+    assert run_command(["report", "r2", "--root", tmp_path.as_uri(), "--out", str(out)]) == 2
+    assert run_command(["report", "r1", "--root", tmp_path.as_uri(), "--out", str(tmp_path / "none" / "page.html")]) == 2
+
+
+def test_markup_is_only_what_was_built() -> None:
+    assert join(["<b>", el("b", {"title": '"<'}, "&"), 3, None]).text == '&lt;b&gt;<b title="&quot;&lt;">&amp;</b>3'
+    for attributes in ({"onclick": "x"}, {"ONLOAD": "x"}, {"href": "javascript:x"}, {"src": "https://elsewhere/x.png"}, {"a b": "x"}):
+        with pytest.raises(ValueError, match="attribute"):
+            el("a", attributes)
+
+
+def test_only_bitmaps_are_put_into_the_page() -> None:
+    assert picture_kind(b"\x89PNG\r\n\x1a\n...") == "png"
+    assert picture_kind(b"\xff\xd8\xff\xe0") == "jpeg"
+    assert picture_kind(b"<svg onload='x'/>") is None
+    told = read_answer(b'{"id": "a", "category": "c", "answer": "x", "score": 1, "picture": "samples/../../secret.png"}')
+    assert told is not None
+    assert told.picture is None
+
+
+def test_numbers_read_as_a_person_writes_them() -> None:
+    assert [count(n) for n in (0, 1234, 56_700, 8_900_000, 1.2e9)] == ["0", "1,234", "56.7 k", "8.9 M", "1.2 B"]
+    assert [percent(f) for f in (0.0, 0.125, 0.423, 1.0, 0.0003)] == ["0 %", "12.5 %", "42 %", "100 %", "0.03 %"]
+    assert [duration(s) for s in (3.21, 200, 7500, 100_000)] == ["3.2 s", "3 min 20 s", "2 h 5 min", "1 d 3 h"]
+    assert [significant(v) for v in (0.00025, 2.345, 12.0, 1234.5)] == ["2.5e-4", "2.35", "12", "1,234"]
+    assert ticks(0, 120) == [0, 50, 100]

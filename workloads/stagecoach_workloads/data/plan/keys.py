@@ -23,7 +23,11 @@ def mix(key: int, numbers: np.ndarray) -> np.ndarray:
 
 def permutation(key: int, count: int) -> np.ndarray:
     """A permutation of range(count) that depends on the key alone."""
-    return np.argsort(mix(key, np.arange(count, dtype=np.uint64)))  # no ties: mix is a bijection, so any sort gives the same order
+    numbers = np.arange(count, dtype=np.uint64)
+    low = np.uint64((1 << max(1, count - 1).bit_length()) - 1)
+    packed = mix(key, numbers) & ~low | numbers  # no ties, and sorting values takes a seventh of the time of sorting their places
+    packed.sort()
+    return (packed & low).astype(np.int64)
 
 
 def fractions(key: int, numbers: np.ndarray) -> np.ndarray:

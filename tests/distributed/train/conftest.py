@@ -55,6 +55,7 @@ class OneRankJob:
             job=self.job, attempt=self.attempts, submission=1, rank=0, local_rank=0, world_size=1, node=0, nodes=1, ranks_per_node=1,
             local_dir=local, grace_s=10,
         )  # fmt: skip
+        self.context = context
         self.events: list[tuple[str, object, int]] = []
         context.event = lambda name, value, *, step=None: self.events.append((name, value, step or 0))  # type: ignore[method-assign]
         os.environ["STAGECOACH_ATTEMPT"] = str(self.attempts)

@@ -50,11 +50,17 @@ def test_a_stop_after_a_skipped_save_is_a_stop_and_saves(train: Train, corpus: s
     assert len(job.told("checkpoint_skipped")) == 1
 
 
-def test_a_stop_whose_save_fails_is_a_stop_all_the_same(train: Train, corpus: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("failed_before", [True, False])
+def test_a_stop_whose_save_fails_is_a_stop_all_the_same(
+    train: Train, corpus: str, monkeypatch: pytest.MonkeyPatch, failed_before: bool
+) -> None:
     job = train(toy_stage(corpus, ["duration.steps=50", "checkpoint.every_steps=50"]))
 
     def stop(run: Run) -> None:
-        monkeypatch.setattr(Checkpoints, "save", lambda *_arguments: 1 / 0)
+        if failed_before:
+            run.saving.remembering(lambda: 1 / 0)
+        else:
+            monkeypatch.setattr(Checkpoints, "save", lambda *_arguments: 1 / 0)
         run.context.request_stop()
 
     at_step(monkeypatch, 2, stop)
@@ -106,3 +112,32 @@ def test_a_last_step_that_was_saved_before_a_rewind_is_left_to_the_next_attempt(
             job.attempt()
     job.attempt()
     assert job.job.result().step == 4
+
+
+def test_a_stop_during_validation_cuts_it_short_and_saves_the_step(train: Train, corpus: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = Run._should_leave_evaluation
+
+    def asked_to_stop(run: Run) -> bool:
+        run.context.request_stop()
+        return original(run)
+
+    monkeypatch.setattr(Run, "_should_leave_evaluation", asked_to_stop)
+    settings = ["duration.steps=50", "checkpoint.every_steps=50", "evaluation.validate_every_steps=2", "evaluation.validation_samples=32"]
+    job = train(toy_stage(corpus, settings))
+    with pytest.raises(Stopped) as stopped:
+        job.attempt()
+    assert stopped.value.committed_step == 2
+    assert job.told("validation") == []
+
+
+def test_a_stop_while_the_model_is_compiled_does_not_wait_for_it(train: Train, corpus: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The compiler is stopped at work; what torch makes of an error raised inside of it must still be a stop."""
+
+    def compiler(*_arguments: object, **_named: object) -> None:
+        job.context.request_stop()
+
+    monkeypatch.setattr("torch._inductor.compile_fx.compile_fx", compiler)
+    job = train(toy_stage(corpus, ["layout.compile=true"]))
+    with pytest.raises(Stopped) as stopped:
+        job.attempt()
+    assert stopped.value.committed_step == 0

@@ -1,11 +1,14 @@
 """Two ranks under a real supervisor: killed in mid-step, told to stop, resumed; and in the end the weights of a run never stopped."""
 
 import json
+import shutil
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from stagecoach.contract.job import TrainResult
@@ -18,7 +21,9 @@ ENTRYPOINT = "stagecoach_workloads.train:main"
 
 @pytest.fixture(scope="module")
 def plan(corpus: str) -> StagePlan:
-    return toy_stage(corpus, ["duration.steps=9", "checkpoint.every_steps=3"])
+    return toy_stage(
+        corpus, ["duration.steps=9", "checkpoint.every_steps=3", "evaluation.validate_every_steps=9", "evaluation.validation_samples=32"]
+    )
 
 
 def start(folder: Path, plan: StagePlan, *faults: dict[str, Any]) -> SupervisedJob:
@@ -46,6 +51,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory, plan: StagePlan) -> 
         assert job.wait(timeout_s=200) == 0, job.tail()
         result = job.job.result()
         assert result is not None
+        assert any(event["name"] == "samples" for event in job.job.events(1, "rank-0"))
         yield result, curve(job)
     finally:
         job.close()
@@ -84,3 +90,53 @@ def test_a_stop_saves_the_step_and_ends_with_143(tmp_path: Path, plan: StagePlan
         assert curve(job) == uninterrupted[1]
     finally:
         job.close()
+
+
+def slow_down(process: psutil.Process, until: threading.Event, *, stopped_s: float = 0.03, running_s: float = 0.01) -> None:
+    """A quarter of its time is left to a process: what a throttled or overheated machine does."""
+    while not until.is_set():
+        try:
+            process.suspend()
+            time.sleep(stopped_s)
+            process.resume()
+        except psutil.Error:
+            return
+        time.sleep(running_s)
+
+
+def test_a_rank_that_gets_a_quarter_of_its_time_is_named_although_all_wait_for_it(tmp_path: Path, corpus: str) -> None:
+    """F12. Five windows of ten steps, of which the first may have begun before it was slow."""
+    job, enough = start(tmp_path, toy_stage(corpus, ["duration.steps=70", "checkpoint.every_steps=70"])), threading.Event()
+    try:
+        until = time.monotonic() + 200
+        while ((progress := job.job.progress(1)) is None or progress.step < 1) and time.monotonic() < until:
+            time.sleep(0.1)
+        threading.Thread(target=slow_down, args=(job.rank_process(1), enough), daemon=True).start()
+        assert job.wait(timeout_s=280) == 0, job.tail()
+    finally:
+        enough.set()
+        job.close()
+    named = [(event["value"]["rank"], event["step"]) for event in job.job.events(1, "rank-0") if event["name"] == "straggler"]
+    assert [rank for rank, _ in named] == [1]
+    assert named[0][1] <= 70
+
+
+def test_over_the_budget_of_bad_samples_all_ranks_stop_at_the_same_step_with_the_same_list(tmp_path: Path, corpus: str) -> None:
+    damaged = tmp_path / "damaged"
+    shutil.copytree(corpus.removeprefix("file://"), damaged)
+    shards = list(damaged.rglob("*.tar"))
+    assert shards
+    for shard in shards:
+        body = bytearray(shard.read_bytes())
+        body[len(body) // 4 : 3 * len(body) // 4] = bytes(3 * len(body) // 4 - len(body) // 4)
+        shard.write_bytes(body)
+    job = start(tmp_path, toy_stage(f"file://{damaged}", ["duration.steps=9"]))
+    try:
+        assert job.wait(timeout_s=200) == 41, job.tail()
+    finally:
+        job.close()
+    (end,) = job.ends()
+    assert end.exit_code == 41
+    last = [[line for line in job.job.lines("logs", 1, f"rank-{rank}") if "samples are bad" in line][-1] for rank in (0, 1)]
+    assert last[0] == last[1]
+    assert "run `stagecoach data verify`" in last[0]

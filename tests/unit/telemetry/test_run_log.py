@@ -194,3 +194,30 @@ def test_time_left(seconds: float, said: str) -> None:
 @pytest.mark.parametrize(("number", "said"), [(0.5, "0.5"), (12345, "12.3k"), (2.5e6, "2.5M"), (3e12, "3T")])
 def test_short_numbers(number: float, said: str) -> None:
     assert short(number) == said
+
+
+def test_steps_made_again_after_a_rewind_count_once(tmp_path: Path) -> None:
+    log = RunLog(context(tmp_path), PLAN, steps=100, start_step=0, flops=None, out=os.open(os.devnull, os.O_WRONLY))
+    for step in range(1, 6):
+        log.step(report(step), [])
+    log.rewound(2, tokens=200, images=8)
+    back = read_heartbeat(heartbeat_path(tmp_path, 0))
+    log.step(report(3), [])
+    log.close()
+    beat = read_heartbeat(heartbeat_path(tmp_path, 0))
+    assert back is not None
+    assert beat is not None
+    assert (back.step, back.numbers["tokens"], back.numbers["images"]) == (2, 200, 8)
+    assert (beat.step, beat.numbers["tokens"], beat.numbers["images"]) == (3, 300, 12)
+
+
+def test_shares_are_told_beside_what_was_asked_for_and_those_off_are_named(tmp_path: Path) -> None:
+    shares = {"steps": 50, "source": {"ocr": [0.4, 0.5]}, "kind": {"pairs": [1.0, 1.0]}, "category": {"ocr/word": [0.1, 0.4]}}
+    with fifo(events_path(tmp_path, 0)) as events, fifo(tmp_path / "out") as out:
+        log = RunLog(context(tmp_path), PLAN, steps=100, start_step=0, flops=None, out=out)
+        log.shares(50, {**shares, "off": ["ocr/word"]})
+        assert log.flush(10)
+        log.close()
+        told, lines = events_of(events), lines_of(out)
+    assert [(event["step"], event["value"]["kind"]) for event in told if event["name"] == "shares"] == [(50, {"pairs": [1.0, 1.0]})]
+    assert any("ocr/word" in line for line in lines)

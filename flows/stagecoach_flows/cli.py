@@ -183,6 +183,8 @@ def carry_out(request: "PipelineRequest", *, after_fatal: bool, as_json: bool) -
         click.echo(f"stagecoach: {error}", err=True)
         return error.job_exit_code or 1
     except KeyboardInterrupt:
+        if runs.run(run_id) is None:
+            raise StagecoachError(f"stopped before run {run_id} began; nothing was written") from None
         raise StagecoachError(f"stopped between two steps of run {run_id}; `stagecoach resume {run_id}` goes on with it") from None
     show(run_id, results, as_json=as_json)
     return 0

@@ -14,6 +14,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.runtime import flow_run
+from prefect.states import Cancelled as CancelledState
 from prefect.tasks import Task
 
 from stagecoach.contract.launch import Launcher
@@ -23,7 +24,7 @@ from stagecoach.site import load_site
 from stagecoach.stages import StageResult, StageTask, run_stage
 from stagecoach.stages.act import cancel_open
 from stagecoach.stages.code import code_uri
-from stagecoach.stages.control import Control, Heartbeat
+from stagecoach.stages.control import Control, Heartbeat, RunHeld
 from stagecoach.stages.pipeline import PipelineRequest, PreparedPipeline, pin_stage, prepare_pipeline, record_pipeline
 from stagecoach.storage.errors import ObjectChanged, StoreUnavailable
 from stagecoach_flows.artifacts import Publisher
@@ -164,6 +165,15 @@ def run_pipeline(parameters: RunParameters, *, run_one: Callable[[Pipeline, str]
         return [summary(result) for result in outcome.results]
     finally:
         pipeline.publisher.close(outcome)
+
+
+def run_as_flow(parameters: RunParameters) -> Any:
+    """The same as a flow's body: a run that somebody stopped ends as CANCELLED, not as FAILED, which would call for help."""
+    try:
+        return run_pipeline(parameters)
+    except (RunHeld, StoppedWatching, Cancelled) as error:
+        current().outcome.error = error
+        return CancelledState(message=str(error))
 
 
 def begun(parameters: RunParameters, surroundings: Surroundings) -> Pipeline:

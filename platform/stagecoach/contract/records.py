@@ -56,10 +56,15 @@ def canonical_json(value: Any) -> bytes:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
 
 
-def encode(record: Stored) -> bytes:
-    """The object's bytes. What UTF-8 does not have (a file's name that was no text, inside a message) becomes a question mark."""
+def encode(record: Stored, *, indent: int | None = 1) -> bytes:
+    """The object's bytes. What UTF-8 does not have (a file's name that was no text, inside a message) becomes a question mark.
+
+    `indent`: None for one that no person reads: a third smaller, and written several times as fast.
+    """
     body = {"format": f"{record.FORMAT}/{record.VERSION}", **to_plain(record)}
-    return json.dumps(body, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False).encode("utf-8", "replace") + b"\n"
+    spaces = (",", ":") if indent is None else None
+    text = json.dumps(body, sort_keys=True, indent=indent, separators=spaces, ensure_ascii=False, allow_nan=False)
+    return text.encode("utf-8", "replace") + b"\n"
 
 
 def decode(kind: type[S], body: bytes, *, uri: str) -> S:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from math import prod
 
 from stagecoach.checkpoints.listing import COMMITTED, MANIFEST, CheckpointRef
-from stagecoach.contract.checkpoint import BLOCK_BYTES, CheckpointManifest, ObjectDigests, RankDigests, TensorEntry
+from stagecoach.contract.checkpoint import BLOCK_BYTES, CheckpointManifest, ObjectDigests, Piece, RankDigests, TensorEntry
 from stagecoach.contract.ledger import JobFolder
 from stagecoach.contract.records import decode, encode
 from stagecoach.storage import NotFound, digest
@@ -46,7 +46,7 @@ class Commit:
         ranks = self._gather()
         self._enter("manifest", self._ref.step)
         manifest = self._manifest(ranks)
-        body = encode(manifest)
+        body = encode(manifest, indent=None)
         self._folder.store.publish(f"{self._ref.key}/{MANIFEST}", body)
         self._look_at_all(manifest, body)
         self._enter("commit", self._ref.step)
@@ -61,9 +61,9 @@ class Commit:
         for _ in looks(self._job, self._folder, self._ref, lambda: _missing(self._job, found)):
             names = {info.key.rpartition("/")[2] for info in self._folder.store.list(self._ref.key)}
             raise_when_skipped(names)
-            for rank in range(self._job.world_size):
-                if rank not in found and digests_name(rank) in names:
-                    found[rank] = self._read_digests(rank)
+            new = [rank for rank in range(self._job.world_size) if rank not in found and digests_name(rank) in names]
+            with ThreadPoolExecutor(LOOKS_AT_ONCE) as pool:
+                found.update(zip(new, pool.map(self._read_digests, new), strict=True))
             if len(found) == self._job.world_size:
                 break
         return [found[rank] for rank in sorted(found)]
@@ -150,13 +150,14 @@ def raise_when_skipped(names: set[str]) -> None:
 
 def merge_entries(entries: Iterable[TensorEntry]) -> tuple[TensorEntry, ...]:
     """One entry a tensor with all ranks' pieces. Raises SaveFailed when ranks disagree or the pieces do not cover it exactly once."""
-    merged: dict[tuple[str, str], TensorEntry] = {}
+    kinds: dict[tuple[str, str], TensorEntry] = {}
+    pieces: dict[tuple[str, str], list[Piece]] = {}
     for entry in entries:
-        known = merged.get((entry.part, entry.name))
-        if known is not None and (known.dtype, known.shape) != (entry.dtype, entry.shape):
+        known = kinds.setdefault((entry.part, entry.name), entry)
+        if (known.dtype, known.shape) != (entry.dtype, entry.shape):
             raise SaveFailed(f"{entry.name} is {known.dtype} {known.shape} on one rank and {entry.dtype} {entry.shape} on another")
-        pieces = entry.pieces if known is None else known.pieces + entry.pieces
-        merged[entry.part, entry.name] = replace(entry, pieces=tuple(sorted(pieces, key=lambda piece: piece.offset)))
+        pieces.setdefault((entry.part, entry.name), []).extend(entry.pieces)
+    merged = {key: replace(entry, pieces=tuple(sorted(pieces[key], key=lambda piece: piece.offset))) for key, entry in kinds.items()}
     for entry in merged.values():
         _check_cover(entry)
     return tuple(merged[key] for key in sorted(merged))

@@ -88,7 +88,7 @@ class Saver:
         digests = RankDigests(
             rank=job.rank, step=step, attempt=job.attempt, objects=tuple(self._write(ref, shared, own)), tensors=self._entries
         )
-        self.folder.store.publish(f"{ref.key}/{digests_name(job.rank)}", encode(digests))
+        self.folder.store.publish(f"{ref.key}/{digests_name(job.rank)}", encode(digests, indent=None))
         if job.rank == 0:
             Commit(job, self.folder, ref, self._enter).run()
         else:

@@ -109,11 +109,11 @@ def _about(suite: Suite) -> Content:
 def _charts(suite: Suite, parent: ParentScores, parent_name: str | None) -> list[Markup]:
     """One for each number of shots and scale."""
     assert suite.scores is not None
-    groups: dict[tuple[int, bool], list[Score]] = {}
+    groups: dict[tuple[bool, int], list[Score]] = {}
     for score in suite.scores.scores:
-        groups.setdefault((score.shots, score.metric in OTHER_SCALES), []).append(score)
+        groups.setdefault((score.metric in OTHER_SCALES, score.shots), []).append(score)
     charts = []
-    for (shots, is_other), scores in sorted(groups.items()):
+    for (is_other, shots), scores in sorted(groups.items()):
         dots = [_dot(suite, score, parent) for score in scores[:MOST_DOTS]]
         title = f"{suite.name}, {shots} shots" + (", CIDEr" if is_other else "")
         more = f"{len(scores) - MOST_DOTS} more categories are in the table." if len(scores) > MOST_DOTS else ""
@@ -136,9 +136,8 @@ def _dot(suite: Suite, score: Score, parent: ParentScores) -> Dot:
 
 
 def _legend(dots: Sequence[Dot], parent_name: str | None) -> Markup:
-    entries = [el("li", None, swatch("s-good"), "above chance"), el("li", None, swatch("s-bad"), "not learned in this budget")]
-    if any(dot.kind == "plain" for dot in dots):
-        entries.append(el("li", None, swatch("score"), "no baseline"))
+    kinds = (("good", "s-good", "above chance"), ("bad", "s-bad", "not learned in this budget"), ("plain", "score", "no baseline"))
+    entries = [el("li", None, swatch(style), words) for kind, style, words in kinds if any(dot.kind == kind for dot in dots)]
     if any(dot.chance is not None for dot in dots):
         entries.append(el("li", None, _symbol(el("line", {"class": "chance", "x1": 6, "x2": 6, "y1": 0, "y2": 12})), "chance"))
     if any(dot.blind is not None for dot in dots):

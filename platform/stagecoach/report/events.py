@@ -95,8 +95,9 @@ def _read_attempt(folder: JobFolder, attempt: int, keys: list[str], told: Told) 
         elif name == "validation" and isinstance(value, dict):
             for label, number in value.items():
                 told.curves.add(attempt, f"validation/{label}", step, number)
-        elif name == "mixture" and isinstance(value, dict):
-            _take_mixture(value, told)
+        elif name == "shares" and isinstance(value, dict):
+            if step <= told.curves.kept_until.get(attempt, step):  # what was lost with an attempt is not counted
+                _take_shares(value, told)
         elif name in NOTABLE:
             told.notes_seen += 1
             if len(told.notes) < MOST_NOTES:
@@ -116,7 +117,7 @@ def _take_step(attempt: int, step: int, value: dict[str, Any], told: Told) -> No
                 told.curves.add(attempt, f"{prefix}/{name}", step, number)
 
 
-def _take_mixture(value: dict[str, Any], told: Told) -> None:
+def _take_shares(value: dict[str, Any], told: Told) -> None:
     """Achieved shares by source over a window of `steps` steps, as `ShareMeter.report` has them: name -> [achieved, wanted]."""
     steps, shares = value.get("steps"), value.get("source")
     if not isinstance(steps, int) or steps <= 0 or not isinstance(shares, dict):

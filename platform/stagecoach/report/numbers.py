@@ -28,8 +28,8 @@ def percent(fraction: float) -> str:
     """42 %, 12.5 %, 4.2 %."""
     value = 100 * fraction
     if abs(value) >= 19.95 or value == round(value):
-        return f"{value:.0f} %"
-    return f"{value:.1f} %".replace(".0 %", " %") if abs(value) >= 0.95 else f"{value:.2g} %"
+        return f"{value:.0f}\u00a0%"
+    return f"{value:.1f}\u00a0%".replace(".0\u00a0%", "\u00a0%") if abs(value) >= 0.95 else f"{value:.2g}\u00a0%"
 
 
 def duration(seconds: float) -> str:

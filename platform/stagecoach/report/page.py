@@ -9,7 +9,7 @@ from stagecoach.constants import ExitCode
 from stagecoach.contract.plan import Parent
 from stagecoach.explain.records import Cause, Explanation
 from stagecoach.report.attempts import attempts_part
-from stagecoach.report.evaluation import ParentScores, Ranked, evaluation_part, ranked, scores_by_key
+from stagecoach.report.evaluation import ParentScores, Ranked, evaluation_part, ranked, scores_by_key, verdict
 from stagecoach.report.html import Content, Markup, el, join, style_element
 from stagecoach.report.numbers import count, duration, percent, significant
 from stagecoach.report.scores import PictureBudget
@@ -88,13 +88,16 @@ def tiles(story: Story) -> Markup:
     last = next((stage for stage in reversed(stages) if ranked(stage.suites)), None)
     if last is not None:
         found = ranked(last.suites)
-        for name, some in (("Best categories", found[:3]), ("Weakest categories", found[3:][-3:][::-1])):
-            if some:
-                shown.append((f"{name} of {last.name}", _named(some), "by score over chance and image-blind optimum", True))
+        best = [each for each in found if each.skill > 0][:3]
+        weakest = [each for each in reversed(found) if each not in best][:3]
+        above = sum(verdict(each.score)[1] == "good" for each in found)
+        shown.append((f"Best categories of {last.name}", _named(best) or "none yet", f"{above} of {len(found)} are above chance", True))
+        if weakest:
+            shown.append((f"Weakest categories of {last.name}", _named(weakest), "by score over chance and image-blind optimum", True))
     return el("dl", {"class": "tiles"}, [_tile(*tile) for tile in shown])
 
 
-def _named(some: Sequence[Ranked]) -> Content:
+def _named(some: Sequence[Ranked]) -> str:
     return ", ".join(f"{each.score.category} {percent(each.score.value)}" for each in some)
 
 

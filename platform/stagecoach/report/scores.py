@@ -8,13 +8,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from stagecoach.contract.evaluation import SCORES, Score, Scores
+from stagecoach.contract.evaluation import ANSWERS, SAMPLES, SCORES, Score, Scores
 from stagecoach.contract.ledger import JobFolder
 from stagecoach.contract.records import decode
 from stagecoach.errors import StagecoachError
 from stagecoach.storage import NotFound, Store
 
-ANSWERS, SAMPLES = "answers", "samples"
 MOST_SUITES = 40
 MOST_ANSWER_BYTES = 32 << 20  # of a suite
 MOST_ANSWERS = 50_000

@@ -88,7 +88,7 @@ def write_events(folder: JobFolder, attempt: int, made: range, steps: int, *, of
             folder.write_segment("events", attempt, "rank-0", segment, ("\n".join(lines) + "\n").encode())
             lines, segment = [], segment + 1
     mixture = {"steps": len(made), "source": {"captions": [0.451, 0.45], "interleaved": [0.443, 0.45], "text": [0.106, 0.1]}, "off": []}
-    last = json.dumps({"t": 2e9, "step": made.stop - 1, "name": "mixture", "value": mixture})
+    last = json.dumps({"t": 2e9, "step": made.stop - 1, "name": "shares", "value": mixture})
     folder.write_segment("events", attempt, "rank-0", segment, last.encode() + b"\n")
 
 

@@ -92,6 +92,15 @@ def test_of_steps_made_twice_the_last_attempt_counts_and_the_others_are_shown_as
     assert all(abs(p.value - first[p.step]) > 1e-3 for p in kept if p.step > 30)  # what attempt 2 made is not what attempt 1 had
 
 
+def test_achieved_shares_are_those_of_the_steps_that_were_kept(finished: Story) -> None:
+    assert {steps for _, steps in finished.stages[0].told.mixture.values()} == {60}
+    assert {steps for _, steps in finished.stages[1].told.mixture.values()} == {30}  # the window of the lost attempt ended in what was lost
+    parsed = Parsed(build_page(finished))
+    spoken = " ".join((attrs.get("aria-label") or "").replace("\u00a0", " ") for tag, attrs in parsed.tags if tag == "svg")
+    assert "interleaved: asked 45 %, achieved 44 %." in spoken
+    assert "Mixture, shares of rows" in parsed.text
+
+
 def test_a_rewind_inside_an_attempt_counts_its_steps_once(tmp_path: Path) -> None:
     (book,) = write_run(tmp_path.as_uri(), "r1", "pretrain")
     book.start(1)
@@ -111,7 +120,7 @@ def test_text_from_the_bucket_never_becomes_markup(tmp_path: Path) -> None:
     book.submit()
     book.start(1, why="first")
     value = {"loss": 1.0, "losses": {f"kind/{HOSTILE}": 1.0, f"category/{HOSTILE}": 2.0}, "rates": {HOSTILE: 1e-3}}
-    told = [("step", value), ("rewound", {HOSTILE: HOSTILE}), ("skipped", HOSTILE), ("mixture", {"steps": 1, "source": {HOSTILE: [1.0]}})]
+    told = [("step", value), ("rewound", {HOSTILE: HOSTILE}), ("skipped", HOSTILE), ("shares", {"steps": 1, "source": {HOSTILE: [1.0]}})]
     lines = "".join(json.dumps({"t": 0.0, "step": 1, "name": name, "value": what}) + "\n" for name, what in told)
     book.folder.write_segment("events", 1, "rank-0", 0, lines.encode())
     book.end(1, "crashed", 75, message=HOSTILE, first_failed_node=HOSTILE, seconds={HOSTILE: 1.0}, step=1)
@@ -176,7 +185,7 @@ def test_a_long_run_is_thinned_while_it_is_read_and_skipped_steps_are_all_counte
     write_events(book.folder, 1, range(1, 2001), 200_000)
     told = story_of(tmp_path.as_uri(), "r1").stages[0].told
     kept = told.curves.kept("loss")
-    assert (told.curves.width, told.stride, len(kept)) == (500, 15, 5)
+    assert (told.curves.width, told.stride, len(kept)) == (500, 15, 4)
     assert kept[1].low < kept[1].value < kept[1].high
     assert 700 < kept[1].step < 800
     assert told.skipped_steps == 40  # every 50th
@@ -211,7 +220,7 @@ def test_only_bitmaps_are_put_into_the_page() -> None:
 
 def test_numbers_read_as_a_person_writes_them() -> None:
     assert [count(n) for n in (0, 1234, 56_700, 8_900_000, 1.2e9)] == ["0", "1,234", "56.7 k", "8.9 M", "1.2 B"]
-    assert [percent(f) for f in (0.0, 0.125, 0.423, 1.0, 0.0003)] == ["0 %", "12.5 %", "42 %", "100 %", "0.03 %"]
+    assert [percent(f).replace("\u00a0", " ") for f in (0.0, 0.125, 0.423, 1.0, 0.0003)] == ["0 %", "12.5 %", "42 %", "100 %", "0.03 %"]
     assert [duration(s) for s in (3.21, 200, 7500, 100_000)] == ["3.2 s", "3 min 20 s", "2 h 5 min", "1 d 3 h"]
     assert [significant(v) for v in (0.00025, 2.345, 12.0, 1234.5)] == ["2.5e-4", "2.35", "12", "1,234"]
     assert ticks(0, 120) == [0, 50, 100]

@@ -1,5 +1,7 @@
 """Parameters of flows: checked before a run starts, and a form in Prefect's UI."""
 
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -62,3 +64,8 @@ def test_the_form_offers_the_familys_recipes_and_explains_each_field(family: str
 def test_each_stage_has_a_flow_of_its_own_name() -> None:
     assert {stage: one.name for stage, one in STAGE_FLOWS.items()} == {stage: f"{stage}_stage" for stage in STAGE_FLOWS}
     assert StageParameters(recipe="mm1_tiny", stages=("pretrain", "sft")).only("sft").stages == ("sft",)
+
+
+def test_the_commands_are_imported_without_prefect() -> None:
+    told = "import sys, stagecoach_flows.cli; sys.exit('prefect' in sys.modules or 'pydantic' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", told], check=False).returncode == 0

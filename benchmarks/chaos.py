@@ -23,14 +23,14 @@ from typing import Any
 
 from chaos_table import PAGE, write_table
 from faults_table import ROOT, commit
-from stagecoach.testing.chaos import GRACE_S, IN_PLACE, PHASES, SAVING, STARTING, ChaosRun, Kill, Story, differences, draw_kills
+from stagecoach.testing.chaos import GRACE_S, IN_PLACE, PHASES, SAVING, STARTING, ChaosRun, Kill, Story, differences, draw_kills, steps_for
 from stagecoach.testing.s3_server import bucket, s3_server
 from stagecoach.testing.training import DATASETS, toy_stage
 from stagecoach_workloads.data.made.corpus import make_corpus
 from torn import kill_saving_processes
 
 SCRATCH = tempfile.TemporaryDirectory(prefix="chaos-")
-STEPS = 96
+STEPS = 114  # of every run; room for twelve kills in mid-run
 PER_RUN = 13  # kills
 MORE = {"two nodes": 8, "S3": 12, "4 ranks": 10}  # kills, beside those for each phase
 WAYS = ("rank", "supervisor", "ranks", "term5", "rank", "term0", "saver", "term1")  # in turn
@@ -105,7 +105,7 @@ def draw(arguments: argparse.Namespace) -> list[Order]:
     chance = random.Random(arguments.seed)
     orders = [
         Order(f"file {number}", "file", tuple(draw_kills(chance, pairs, ranks=2)))
-        for number, pairs in enumerate(deal(pairs_for(arguments.phases, arguments.kills_per_phase)))
+        for number, pairs in enumerate(deal(pairs_for(arguments.phases, arguments.kills_per_phase), chance))
     ]
     for place, count in MORE.items():
         share = max(1, count * arguments.kills_per_phase // 15)
@@ -119,8 +119,9 @@ def draw(arguments: argparse.Namespace) -> list[Order]:
                 place,
                 tuple(draw_kills(chance, part, ranks=4 if place == "4 ranks" else 2)),
             )
-            for number, part in enumerate(deal(pairs[:share]))
+            for number, part in enumerate(deal(pairs[:share], chance))
         ]
+    assert all(steps_for(order.kills) <= STEPS for order in orders), "a kill would come after the last step"
     return orders
 
 
@@ -138,9 +139,11 @@ def is_able(phase: str, way: str) -> bool:
     return not (way == "saver" and phase not in SAVING) and not (phase == "restart" and way in GRACE_S)
 
 
-def deal(pairs: list[tuple[str, str]]) -> Iterator[list[tuple[str, str]]]:
+def deal(pairs: list[tuple[str, str]], chance: random.Random) -> Iterator[list[tuple[str, str]]]:
     """Into runs of about PER_RUN, each with enough kills in mid-run before those that come while it starts."""
     moving = [pair for pair in pairs if pair[0] not in STARTING]
+    chance.shuffle(moving)
+    moving.sort(key=lambda pair: pair[1] in IN_PLACE)  # every run gets its share of those that a restart in place follows
     starting = [pair for pair in pairs if pair[0] in STARTING]
     runs = max(-(-len(pairs) // PER_RUN), 1)
     for run in range(runs):

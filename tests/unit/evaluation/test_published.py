@@ -160,7 +160,8 @@ def mmmu_hub(folder: Path) -> None:
     rows = [
         {"id": "validation_Art_Theory_1", "question": "Is <image 1> it?", "options": "['no', '<image 2>']", "answer": "B",
          "question_type": "multiple-choice", **common},
-        {"id": "validation_Art_Theory_2", "question": "How many? <image 1>", "options": "[]", "answer": "12", "question_type": "open", **common},
+        {"id": "validation_Art_Theory_2", "question": "How many? <image 1>", "options": "[]", "answer": "12",
+         "question_type": "open", **common},
     ]  # fmt: skip
     write_parquet(folder, "validation.parquet", rows)
 

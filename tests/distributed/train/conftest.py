@@ -2,7 +2,9 @@
 
 import os
 import socket
+import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +17,7 @@ from stagecoach.contract.identity import identity_hash
 from stagecoach.contract.ledger import JobFolder
 from stagecoach.contract.plan import StagePlan
 from stagecoach.testing.builders import attempt_start
-from stagecoach.testing.training import DATASETS
+from stagecoach.testing.training import DATASETS, toy_stage
 from stagecoach_workloads.data.made.corpus import make_corpus
 from stagecoach_workloads.rank import RankContext
 from stagecoach_workloads.train import main
@@ -72,17 +74,35 @@ class OneRankJob:
         return [value for each, value, _ in self.events if each == name]
 
 
+@pytest.fixture(scope="session")
+def parent(corpus: str, tmp_path_factory: pytest.TempPathFactory) -> OneRankJob:
+    """A stage of one step that is done."""
+    job = OneRankJob(tmp_path_factory.mktemp("parent"), toy_stage(corpus, ["duration.steps=1"]))
+    with one_rank():
+        job.attempt()
+    return job
+
+
 @pytest.fixture
-def train(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[..., OneRankJob]]:
-    """train(plan) or train(plan, "folder"): a job of one rank. What the trainer sets in the process is put back afterwards."""
+def train(tmp_path: Path) -> Iterator[Callable[..., OneRankJob]]:
+    """train(plan) or train(plan, "folder"): a job of one rank."""
+    with one_rank():
+        yield lambda plan, name="a": OneRankJob(tmp_path / name, plan)
+
+
+@contextmanager
+def one_rank() -> Iterator[None]:
+    """torchrun's variables for a world of one. What the trainer sets in the process is put back afterwards."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     variables = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    for name, value in variables.items():
-        monkeypatch.setenv(name, str(value))
-    monkeypatch.setenv("STAGECOACH_ATTEMPT", "1")
     threads = torch.get_num_threads()
-    yield lambda plan, name="a": OneRankJob(tmp_path / name, plan)
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's, in what runs as a process of its own otherwise
+        for name, value in variables.items():
+            patch.setenv(name, str(value))
+        patch.setenv("STAGECOACH_ATTEMPT", "1")
+        yield
     torch.use_deterministic_algorithms(False)
     torch.set_num_threads(threads)

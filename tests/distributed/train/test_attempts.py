@@ -104,9 +104,7 @@ def test_a_stop_saves_the_step_it_is_at(train: Train, corpus: str, monkeypatch: 
     assert stopped.value.committed_step == 4
 
 
-def test_weights_of_a_parent_are_taken_and_nothing_else(train: Train, corpus: str) -> None:
-    parent = train(toy_stage(corpus, ["duration.steps=2"]), "parent")
-    parent.attempt()
+def test_weights_of_a_parent_are_taken_and_nothing_else(train: Train, corpus: str, parent: Any) -> None:
     result = parent.job.result()
     settings = [
         "duration.steps=1",
@@ -123,9 +121,7 @@ def test_weights_of_a_parent_are_taken_and_nothing_else(train: Train, corpus: st
     assert child.told("started")[0]["from"] == "parent"
 
 
-def test_a_parent_of_another_resolution_lends_its_positions_interpolated(train: Train, corpus: str) -> None:
-    parent = train(toy_stage(corpus, ["duration.steps=1"]), "parent")
-    parent.attempt()
+def test_a_parent_of_another_resolution_lends_its_positions_interpolated(train: Train, corpus: str, parent: Any) -> None:
     checkpoint = parent.job.result().checkpoint
     plan = toy_stage(
         corpus, ["duration.steps=1", "model.encoder.image_size=64", "model.image.size=64", "init.kind=parent", "init.stage=pretrain"]
@@ -135,9 +131,7 @@ def test_a_parent_of_another_resolution_lends_its_positions_interpolated(train: 
     assert child.job.result().step == 1
 
 
-def test_adapters_of_a_child_begin_beside_the_weights_of_a_plain_parent(train: Train, corpus: str) -> None:
-    parent = train(toy_stage(corpus, ["duration.steps=1"]), "parent")
-    parent.attempt()
+def test_adapters_of_a_child_begin_beside_the_weights_of_a_plain_parent(train: Train, corpus: str, parent: Any) -> None:
     checkpoint = parent.job.result().checkpoint
     plan = toy_stage(corpus, ["duration.steps=1", "init.kind=parent", "init.stage=pretrain"])
     init = replace(plan.init, checkpoint=checkpoint.uri, digest=checkpoint.digest)
@@ -156,10 +150,8 @@ def test_adapters_of_a_child_begin_beside_the_weights_of_a_plain_parent(train: T
     ],
 )
 def test_a_parent_of_another_shape_is_refused_by_name(
-    train: Train, corpus: str, change: list[str], error: type[Exception] | None, says: str | None
+    train: Train, corpus: str, parent: Any, change: list[str], error: type[Exception] | None, says: str | None
 ) -> None:
-    parent = train(toy_stage(corpus, ["duration.steps=1"]), "parent")
-    parent.attempt()
     checkpoint = parent.job.result().checkpoint
     plan = toy_stage(corpus, ["duration.steps=1", "init.kind=parent", "init.stage=pretrain", *change])
     child = train(replace(plan, init=replace(plan.init, checkpoint=checkpoint.uri, digest=checkpoint.digest)), "child")
@@ -170,9 +162,7 @@ def test_a_parent_of_another_shape_is_refused_by_name(
         child.attempt()
 
 
-def test_a_manifest_other_than_the_pinned_one_is_refused(train: Train, corpus: str) -> None:
-    parent = train(toy_stage(corpus, ["duration.steps=1"]), "parent")
-    parent.attempt()
+def test_a_manifest_other_than_the_pinned_one_is_refused(train: Train, corpus: str, parent: Any) -> None:
     plan = toy_stage(corpus, ["duration.steps=1", "init.kind=parent", "init.stage=pretrain"])
     child = train(replace(plan, init=replace(plan.init, checkpoint=parent.job.result().checkpoint.uri, digest="0" * 64)), "child")
     with pytest.raises(CheckpointError, match="it was replaced since"):

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 
 import torch
 
+from stagecoach.checkpoints.addresses import checkpoint_at
 from stagecoach.checkpoints.listing import checkpoint_ref
 from stagecoach.contract.evaluation import SCORES, EvaluationSettings, Scores
 from stagecoach.contract.ledger import JobFolder
@@ -27,7 +28,6 @@ from stagecoach_workloads.evaluation.weights import load_model
 from stagecoach_workloads.rank import RankContext, Stopped
 from stagecoach_workloads.testing.phases import reached
 from stagecoach_workloads.train.rendezvous import choose_device
-from stagecoach_workloads.train.starts import checkpoint_at
 
 POLL_S = 0.2
 PHASE = "evaluation"

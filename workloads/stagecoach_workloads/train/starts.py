@@ -1,16 +1,14 @@
 """Where weights come from at step 0: random numbers, Hugging Face folders, or another stage's last checkpoint."""
 
 import math
-import re
 from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
 
-from stagecoach.checkpoints.listing import CheckpointRef, checkpoint_ref
+from stagecoach.checkpoints.addresses import checkpoint_at
 from stagecoach.checkpoints.manifest import read_manifest
 from stagecoach.contract.checkpoint import CheckpointManifest
-from stagecoach.contract.ledger import JobFolder
 from stagecoach.contract.plan import Parent, Pretrained, StagePlan
 from stagecoach.errors import CheckpointError, ConfigError
 from stagecoach_workloads.checkpoints import Checkpoints
@@ -23,7 +21,6 @@ from stagecoach_workloads.weights.importing import import_pretrained
 from stagecoach_workloads.weights.loading import assign
 
 POSITIONS = ("encoder.position", "connector.position")  # by grid of patches; the C-Abstractor has its own
-_FOLDER = re.compile(r"(?P<job>.+)/checkpoints/step-(?P<step>[0-9]{8,18})/attempt-(?P<attempt>[0-9]+)/?")
 
 
 def begin(model: MultimodalModel, plan: StagePlan, checkpoints: Checkpoints) -> None:
@@ -82,15 +79,6 @@ def interpolated(name: str, position: Tensor, model: MultimodalModel) -> Tensor:
         raise CheckpointError(f"{name} of the parent has {rows} rows, no square grid; its encoder is of another layout")
     here = model.encoder.side
     return interpolate_positions(position.reshape(rows, -1), side, here, here).reshape(*position.shape[:-2], here**2 + extra, -1)
-
-
-def checkpoint_at(uri: str) -> tuple[JobFolder, CheckpointRef]:
-    """The job and the checkpoint of a folder's URI."""
-    match = _FOLDER.fullmatch(uri)
-    if match is None:
-        raise CheckpointError(f"init.checkpoint={uri} is no checkpoint's folder (…/checkpoints/step-00000000/attempt-1)")
-    job = JobFolder.open(match["job"])
-    return job, checkpoint_ref(job, int(match["step"]), int(match["attempt"]))
 
 
 def together(act: Callable[[], object]) -> None:

@@ -31,7 +31,7 @@ from torn import kill_saving_processes
 
 SCRATCH = tempfile.TemporaryDirectory(prefix="chaos-")
 STEPS = 114  # of every run; room for twelve kills in mid-run
-PER_RUN = 13  # kills
+PER_RUN = 11  # kills
 MORE = {"two nodes": 8, "S3": 12, "4 ranks": 10}  # kills, beside those for each phase
 WAYS = ("rank", "supervisor", "ranks", "term5", "rank", "term0", "saver", "term1")  # in turn
 
@@ -111,7 +111,7 @@ def draw(arguments: argparse.Namespace) -> list[Order]:
         share = max(1, count * arguments.kills_per_phase // 15)
         ways = tuple(way for way in WAYS if place != "4 ranks" or way in IN_PLACE)  # its figure is of restarts in place
         phases = [phase for phase in arguments.phases if phase != "restart" or place != "two nodes"]
-        pairs = pairs_for(phases, -(-share // len(phases)), ways)
+        pairs = pairs_for(phases, -(-share // max(1, len(phases))), ways)
         chance.shuffle(pairs)
         orders += [
             Order(

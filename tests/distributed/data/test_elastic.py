@@ -39,7 +39,7 @@ def alone(corpus: str) -> list[str]:
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
-@pytest.mark.parametrize(("ranks", "workers"), [(1, 1), (1, 4), (2, 1), (3, 0), (4, 0), (8, 0)])
+@pytest.mark.parametrize(("ranks", "workers"), [(1, 4), (2, 1), (3, 0), (4, 0), (8, 0)])
 def test_collated_tensors_are_equal_for_any_ranks_and_workers(ranks: int, workers: int, alone: list[str], corpus: str) -> None:
     assert gathered(corpus, ranks=ranks, workers=workers) == alone
 
@@ -47,7 +47,7 @@ def test_collated_tensors_are_equal_for_any_ranks_and_workers(ranks: int, worker
 def test_resumed_at_five_random_steps_on_other_numbers_of_ranks(alone: list[str], corpus: str) -> None:
     plan = open_data(stage(), data=corpus).plan
     rng = random.Random(11)
-    for ranks, workers in ((1, 0), (2, 0), (3, 0), (2, 1), (4, 0)):
+    for ranks, workers in ((1, 0), (2, 0), (3, 0), (1, 1), (4, 0)):
         start = rng.randrange(1, STEPS - 10)
         state = json.loads(json.dumps(plan.state(start)))
         found = gathered(corpus, ranks=ranks, workers=workers, start=start, stop=start + 8, state=state)
@@ -61,7 +61,7 @@ from test_elastic import open_data, row_hashes, stage, StepLoader, WorkSettings
 import hashlib
 if __name__ == "__main__":
     corpus, start, state = sys.argv[1], int(sys.argv[2]), json.loads(sys.argv[3])
-    loader = StepLoader(open_data(stage(), data=corpus), start=start, state=state, settings=WorkSettings(workers=2))
+    loader = StepLoader(open_data(stage(), data=corpus), start=start, state=state, settings=WorkSettings(workers=1))
     for step in loader:
         rows = [row for batch in step.batches for row in row_hashes(batch)]
         print(json.dumps([step.step, rows, loader.state(step.step + 1)]), flush=True)

@@ -47,11 +47,26 @@ def test_a_path_is_a_file_and_a_colon_in_its_name_needs_a_folder_in_front(tmp_pa
     assert as_uri("s3://bucket/corpus/") == "s3://bucket/corpus"
 
 
-def test_a_dataset_that_is_not_there_is_named_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("command", ["verify", "stats", "inspect", "index"])
+def test_a_dataset_that_is_not_there_is_named_once(command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["data", command, f"file://{tmp_path}/nope"]) == 2
+    shown = capsys.readouterr()
+    assert shown.err.strip().endswith(f"file://{tmp_path}/nope/dataset.json: not there; nothing stands under this URI")
+    assert shown.err.count("nope") == 1
+    assert shown.out == ""
+
+
+def test_a_dataset_whose_manifest_is_lost_is_damaged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "shards").mkdir()
+    (tmp_path / "shards/shard-00000.tar").write_bytes(bytes(1024))
     with pytest.raises(SystemExit, match="1"):
-        run(["data", "verify", f"file://{tmp_path}/nope"])
-    first, _ = capsys.readouterr().out.splitlines()
-    assert first == f"file://{tmp_path}/nope/dataset.json: not there; nothing stands under this URI"
+        run(["data", "verify", f"file://{tmp_path}"])
+    assert f"file://{tmp_path}/dataset.json" in capsys.readouterr().out
+
+
+def test_a_corpus_that_is_not_there_cannot_be_planned_with(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["data", "plan", "mm1_tiny", "--stage", "pretrain", "--data", f"file://{tmp_path}"]) == 2
+    assert f"file://{tmp_path}/corpus.json: not there" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("text", ["", ":", "1", "1:", ":2", "²:3", "0:1१", "2:2", "3:2", "-1:2", "1.0:2"])

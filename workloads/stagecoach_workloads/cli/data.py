@@ -17,7 +17,19 @@ SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]+:")  # of two letters at least
 as_json_option = click.option("--json", "as_json", is_flag=True, help="One JSON value on stdout and nothing else.")
 
 
-@click.group("data")
+class DataGroup(click.Group):
+    """Data that is not what a command needs was named by who typed it: exit code 2, where a job would end with 41 (reliability.md, B24)."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        from stagecoach.errors import ConfigError, ContractError, DataError
+
+        try:
+            return super().invoke(ctx)
+        except (DataError, ContractError) as error:
+            raise ConfigError(str(error)) from error
+
+
+@click.group("data", cls=DataGroup)
 def data_group() -> None:
     """Datasets: made, converted, indexed, verified, looked at, planned."""
 
@@ -137,6 +149,7 @@ def verify_command(uri: str, as_json: bool) -> None:
 
     found: list[dict[str, Any]] = []
     addresses = dataset_uris(as_uri(uri))
+    refuse_nothing(as_uri(uri))
     with progress("verifying") as report:
         for done, address in enumerate(addresses):
             report(address, done, len(addresses))
@@ -150,6 +163,17 @@ def verify_command(uri: str, as_json: bool) -> None:
             f"{len(addresses)} dataset(s): {len(found)} finding(s)" if found else f"{len(addresses)} dataset(s): every byte is as written"
         )
     sys.exit(1 if found else 0)
+
+
+def refuse_nothing(uri: str) -> None:
+    """Raises DataError when no object at all stands under the URI: a slip of the keyboard rather than damage."""
+    from stagecoach.contract.dataset import CORPUS_KEY, MANIFEST_KEY
+    from stagecoach.errors import DataError
+    from stagecoach.storage import open_store
+
+    store = open_store(uri)
+    if not store.exists(MANIFEST_KEY) and not store.exists(CORPUS_KEY) and not store.list():
+        raise DataError(f"{store.uri_of(MANIFEST_KEY)}: not there; nothing stands under this URI")
 
 
 def damage_line(damage: dict[str, Any]) -> str:

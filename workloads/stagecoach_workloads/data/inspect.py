@@ -7,6 +7,7 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from PIL import Image, ImageDraw
 
 from stagecoach_workloads.data.dataset import ContentError, Dataset
@@ -18,10 +19,16 @@ _SIDE, _WIDTH, _TEXT, _SHOWN = 150, 480, 11, 3  # pixels of an image and of a ti
 _COLOURS = ((230, 25, 75), (0, 130, 200), (60, 160, 60), (245, 130, 48), (145, 30, 180))
 
 
-def pick(count: int, wanted: int) -> list[int]:
-    """Sample numbers spread evenly over the dataset."""
-    wanted = min(wanted, count)
-    return [number * count // wanted for number in range(wanted)] if wanted else []
+def pick(dataset: Dataset, wanted: int) -> list[int]:
+    """Sample numbers: of every category as many, spread evenly over its samples (a made corpus deals categories in turn)."""
+    names, numbers = dataset.index.categories
+    by_category = [np.flatnonzero(numbers == place) for place in range(len(names))]
+    by_category = [found for found in by_category if len(found)]
+    chosen: list[int] = []
+    for place, found in enumerate(by_category):
+        share = min(len(found), wanted // len(by_category) + (place < wanted % len(by_category)))
+        chosen += [int(found[number * len(found) // share]) for number in range(share)]
+    return sorted(chosen)
 
 
 Chosen = Sequence[tuple[Dataset, int]]  # samples to show: a dataset and a sample's number
@@ -30,7 +37,7 @@ Chosen = Sequence[tuple[Dataset, int]]  # samples to show: a dataset and a sampl
 def choose(datasets: Sequence[Dataset], wanted: int) -> Chosen:
     """About `wanted` samples, at least one of every dataset, evenly spread over each."""
     each = max(1, wanted // max(1, len(datasets)))
-    return [(dataset, number) for dataset in datasets for number in pick(len(dataset), each)]
+    return [(dataset, number) for dataset in datasets for number in pick(dataset, each)]
 
 
 def contact_sheet(chosen: Chosen, *, columns: int = 3) -> bytes:
@@ -100,10 +107,12 @@ def _tile(dataset: Dataset, number: int) -> Image.Image:
         pen.multiline_text((4, 4), textwrap.fill(str(error), 75), fill=(180, 0, 0), font=font_of(_TEXT))
         return tile
     pictures = boxed_images(sample)
-    shown = pictures[:: max(1, -(-len(pictures) // _SHOWN))][:_SHOWN]
-    for place, picture in enumerate(shown):
+    shown = list(enumerate(pictures))[:: max(1, -(-len(pictures) // _SHOWN))][:_SHOWN]
+    for place, (which, picture) in enumerate(shown):
         picture.thumbnail((_SIDE, _SIDE))
         tile.paste(picture, (4 + place * (_SIDE + 6), 18))
+        if len(shown) < len(pictures):  # the text names images by number
+            pen.text((6 + place * (_SIDE + 6), 19), f"<{which}>", fill=(110, 110, 110), font=font_of(_TEXT))
     pen.text((4, 3), f"{sample.category} · {sample.key} · {len(pictures)} images", fill=(110, 110, 110), font=font_of(_TEXT))
     lines = [textwrap.fill(f"{turn.role}: {_shown(turn.content)}", 84) for turn in sample.turns]
     pen.multiline_text((4, _SIDE + 22), "\n".join("\n".join(lines).splitlines()[:5]), fill=(0, 0, 0), font=font_of(_TEXT))

@@ -9,7 +9,7 @@ import pytest
 from stagecoach.contract.evaluation import EvaluationSettings
 from stagecoach.contract.job import ObjectRef
 from stagecoach.contract.ledger import JobFolder
-from stagecoach.contract.plan import StagePlan
+from stagecoach.contract.plan import SampleKind, StagePlan
 from stagecoach.contract.records import to_plain
 from stagecoach.recipes.resolve import resolve
 from stagecoach.stages.pins import pin_data
@@ -41,7 +41,7 @@ def small_plan(corpus: str, recipe: str, stage: str, weights: Sequence[str], set
     share = 1 / len(weights)
     drawn = tuple(replace(plan.data.mixture.weights[0], dataset=name, weight=share) for name in weights)
     mixture = replace(plan.data.mixture, weights=drawn)
-    kinds = {"captions": "pairs", "interleaved": "interleaved", "video": "video"}
+    kinds: dict[str, SampleKind] = {"captions": "pairs", "interleaved": "interleaved", "video": "video"}
     some = plan.data.datasets[0]
     datasets = tuple(replace(some, name=name, kind=kinds.get(name, "conversation")) for name in weights)
     return pin_data(replace(plan, data=replace(plan.data, mixture=mixture, datasets=datasets)), corpus)

@@ -1,6 +1,6 @@
 """Damages real checkpoints in every way and counts who notices: at least 1,000 times, spread evenly over the kinds of objects.
 
-python benchmarks/corruption_checkpoints.py [--rounds 26] [--s3-rounds 1] [--json FILE]
+python benchmarks/corruption_checkpoints.py [--rounds 26] [--s3-rounds 1] [--json FILE] [--markdown FILE]
 
 Two gloo ranks save through the real saving processes: steps 20 and 30 as attempt 1, step 30 again as attempt 2. One object of the newest
 is then flipped in a bit, cut off, removed, or replaced by the same object of another step, attempt or rank. Each time `restore` must load
@@ -11,15 +11,18 @@ there `restore` may load the newest step, to the bit, and `verify` must still re
 import argparse
 import json
 import os
+import platform
 import subprocess
 import sys
 import tempfile
 import time
 import warnings
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -77,7 +80,7 @@ def save_as_rank(rank: int, attempt: int, folder: Path, uri: str) -> None:
         )
         checkpoints.save(step, state)
         checkpoints.before_update()
-        if not checkpoints.wait(120):
+        if not checkpoints.wait(600):
             raise SystemExit(f"step {step} was not committed")
     dist.barrier()
     checkpoints.close()
@@ -104,7 +107,7 @@ def make_scene(folder: Path, uri: str) -> Scene:
 def run_ranks(attempt: int, folder: Path, uri: str) -> None:
     command = [sys.executable, __file__, "--attempt", str(attempt), "--folder", str(folder), "--uri", uri, "--rank"]
     ranks = [subprocess.Popen([*command, str(rank)]) for rank in range(RANKS)]
-    codes = [rank.wait(300) for rank in ranks]
+    codes = [rank.wait(1200) for rank in ranks]
     if any(codes):
         raise SystemExit(f"the ranks of attempt {attempt} failed")
 
@@ -156,11 +159,32 @@ def run_trials(scene: Scene, rounds: int, folder: Path) -> tuple[dict[str, int],
     return tried, wrong
 
 
+def as_markdown(found: Mapping[str, Any]) -> str:
+    """The figures with the day, the commit and the machine they were taken on."""
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent
+    ).stdout.strip()
+    rows = [
+        f"| {name} | {kind} | {tried} | {sum(f'kind={kind!r}' in says for says in each['wrong'])} |"
+        for name, each in found.items()
+        for kind, tried in each["by_kind"].items()
+    ]
+    totals = ", ".join(f"{name}: {each['trials']} damages, {len(each['wrong'])} wrong, {each['seconds']} s" for name, each in found.items())
+    return "\n".join([
+        "# Damaged checkpoints", "",
+        f"`python {' '.join(['benchmarks/corruption_checkpoints.py', *sys.argv[1:]])}` on {datetime.now(UTC):%Y-%m-%d}, commit {commit or 'unknown'}, "
+        f"{os.cpu_count()} cores of {platform.machine()}, load {os.getloadavg()[0]:.0f}, torch {torch.__version__}. Wrong: the damage was "
+        "silent, not named, or the step before was not restored to the bit.", "",
+        totals + ".", "", "| store | object | damages | wrong |", "| --- | --- | --- | --- |", *rows, "",
+    ])  # fmt: skip
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=26, help="of 39 damages each, over file://")
     parser.add_argument("--s3-rounds", type=int, default=1, help="the same over S3")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--markdown", type=Path, help="where the figures are kept, for workloads/results/corruption.md")
     for name in ("--rank", "--attempt"):
         parser.add_argument(name, type=int, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
@@ -189,6 +213,8 @@ def main() -> None:
                 print(f"  {says}")
     if asked.json:
         asked.json.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n")
+    if asked.markdown:
+        asked.markdown.write_text(as_markdown(found))
     if any(each["wrong"] for each in found.values()):
         raise SystemExit(1)
 

@@ -1,6 +1,7 @@
 """Two ranks under a real supervisor: killed in mid-step, told to stop, resumed; and in the end the weights of a run never stopped."""
 
 import json
+import os
 import shutil
 import threading
 import time
@@ -26,8 +27,8 @@ def plan(corpus: str) -> StagePlan:
     )
 
 
-def start(folder: Path, plan: StagePlan, *faults: dict[str, Any]) -> SupervisedJob:
-    job = SupervisedJob(folder, {}, entrypoint=ENTRYPOINT, grace_s=90)  # time for a save on a machine that is busy
+def start(folder: Path, plan: StagePlan, *faults: dict[str, Any], entrypoint: str = ENTRYPOINT) -> SupervisedJob:
+    job = SupervisedJob(folder, {}, entrypoint=entrypoint, grace_s=90)  # time for a save on a machine that is busy
     job.job.write_plan(plan)
     job.start(environment={"STAGECOACH_TEST_FAULTS": json.dumps(faults)} if faults else None)
     return job
@@ -92,7 +93,7 @@ def test_a_stop_saves_the_step_and_ends_with_143(tmp_path: Path, plan: StagePlan
         job.close()
 
 
-def slow_down(process: psutil.Process, until: threading.Event, *, stopped_s: float = 0.03, running_s: float = 0.01) -> None:
+def slow_down(process: psutil.Process, until: threading.Event, *, stopped_s: float = 0.06, running_s: float = 0.02) -> None:
     """A quarter of its time is left to a process: what a throttled or overheated machine does."""
     while not until.is_set():
         try:
@@ -104,13 +105,15 @@ def slow_down(process: psutil.Process, until: threading.Event, *, stopped_s: flo
         time.sleep(running_s)
 
 
-def test_a_rank_that_gets_a_quarter_of_its_time_is_named_although_all_wait_for_it(tmp_path: Path, corpus: str) -> None:
+def test_a_rank_that_gets_a_quarter_of_its_time_is_named_although_all_wait_for_it(
+    tmp_path: Path, corpus: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """F12. Five windows of ten steps, of which the first may have begun before it was slow."""
-    job, enough = start(tmp_path, toy_stage(corpus, ["duration.steps=70", "checkpoint.every_steps=70"])), threading.Event()
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
+    plan = toy_stage(corpus, ["duration.steps=65", "checkpoint.every_steps=65"])
+    job, enough = start(tmp_path, plan, entrypoint="kernels:main"), threading.Event()
     try:
-        until = time.monotonic() + 200
-        while ((progress := job.job.progress(1)) is None or progress.step < 1) and time.monotonic() < until:
-            time.sleep(0.1)
+        job.wait_line(r"\[rank 0\] step 1/", timeout_s=200)
         threading.Thread(target=slow_down, args=(job.rank_process(1), enough), daemon=True).start()
         assert job.wait(timeout_s=280) == 0, job.tail()
     finally:
@@ -118,7 +121,6 @@ def test_a_rank_that_gets_a_quarter_of_its_time_is_named_although_all_wait_for_i
         job.close()
     named = [(event["value"]["rank"], event["step"]) for event in job.job.events(1, "rank-0") if event["name"] == "straggler"]
     assert [rank for rank, _ in named] == [1]
-    assert named[0][1] <= 70
 
 
 def test_over_the_budget_of_bad_samples_all_ranks_stop_at_the_same_step_with_the_same_list(tmp_path: Path, corpus: str) -> None:

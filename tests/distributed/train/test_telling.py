@@ -8,6 +8,8 @@ import pytest
 from stagecoach.errors import StorageError
 from stagecoach.testing.training import toy_stage
 from stagecoach_workloads.data.plan.states import states_key
+from stagecoach_workloads.telemetry.report import StepReport
+from stagecoach_workloads.telemetry.run_log import RunLog
 from stagecoach_workloads.train import feed
 
 Train = Callable[..., Any]
@@ -19,6 +21,9 @@ def test_on_the_way_it_shows_shares_samples_and_keeps_the_table_of_states(
 ) -> None:
     monkeypatch.setattr(feed, "SHARES_EVERY_STEPS", 3)
     monkeypatch.setattr(feed, "EVERY_STEPS", 4)
+    reports: list[StepReport] = []
+    step = RunLog.step
+    monkeypatch.setattr(RunLog, "step", lambda log, report, batches: (reports.append(report), step(log, report, batches)))
     job = train(toy_stage(corpus, ["duration.steps=5", "evaluation.validate_every_steps=5", "evaluation.validation_samples=32"]))
     job.attempt()
     assert [report["steps"] for report in job.told("shares")] == [3, 2]
@@ -27,6 +32,7 @@ def test_on_the_way_it_shows_shares_samples_and_keeps_the_table_of_states(
     assert {name.split("/")[0] for name in texts} == {"captions", "interleaved"}
     assert all("\ntarget: " in text and "\nmodel: " in text for text in texts.values())
     assert job.job.store.exists(states_key("pretrain"))
+    assert all(report.seconds_by_rank[0] > 0 and report.flops_by_rank[0] > 0 for report in reports)
     seconds = job.told("seconds")[0]
     assert seconds["evaluation"] > 0
 

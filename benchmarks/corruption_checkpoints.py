@@ -161,20 +161,19 @@ def run_trials(scene: Scene, rounds: int, folder: Path) -> tuple[dict[str, int],
 
 def as_markdown(found: Mapping[str, Any]) -> str:
     """The figures with the day, the commit and the machine they were taken on."""
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent
-    ).stdout.strip()
+    git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent, check=False)
     rows = [
         f"| {name} | {kind} | {tried} | {sum(f'kind={kind!r}' in says for says in each['wrong'])} |"
         for name, each in found.items()
         for kind, tried in each["by_kind"].items()
     ]
     totals = ", ".join(f"{name}: {each['trials']} damages, {len(each['wrong'])} wrong, {each['seconds']} s" for name, each in found.items())
+    command = " ".join(["python benchmarks/corruption_checkpoints.py", *sys.argv[1:]])
     return "\n".join([
         "# Damaged checkpoints", "",
-        f"`python {' '.join(['benchmarks/corruption_checkpoints.py', *sys.argv[1:]])}` on {datetime.now(UTC):%Y-%m-%d}, commit {commit or 'unknown'}, "
-        f"{os.cpu_count()} cores of {platform.machine()}, load {os.getloadavg()[0]:.0f}, torch {torch.__version__}. Wrong: the damage was "
-        "silent, not named, or the step before was not restored to the bit.", "",
+        f"`{command}` on {datetime.now(UTC):%Y-%m-%d}, commit {git.stdout.strip() or 'unknown'}, {os.cpu_count()} cores of "
+        f"{platform.machine()}, load {os.getloadavg()[0]:.0f}, torch {torch.__version__}. Wrong: the damage was silent or not named, or "
+        "the step before was not restored to the bit.", "",
         totals + ".", "", "| store | object | damages | wrong |", "| --- | --- | --- | --- |", *rows, "",
     ])  # fmt: skip
 

@@ -20,11 +20,8 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --progress-bar on -c constraints.txt -e '.[dev]'
 	@touch $@
 
-demo: $(STAMP)  ## a plan, a made corpus to look at, and a two-rank preflight of this machine
-	$(BIN)/stagecoach plan mm1_tiny
-	$(BIN)/stagecoach data make demo/corpus --profile tiny
-	$(BIN)/stagecoach data inspect demo/corpus --samples 34 --out demo/contact-sheet.png
-	$(BIN)/stagecoach preflight --launcher local --ranks-per-node 2
+demo: $(STAMP)  ## the main job, embedded: five stages of a miniature MM1.5, a rank killed on the way, scores, report.html
+	$(BIN)/python demo/run.py
 
 test: check unit distributed  ## everything that needs no cluster, no GPU: at most 30 minutes on two cores
 

@@ -37,7 +37,7 @@ def missing_gpu() -> str | None:
 
 def missing_browser() -> str | None:
     """Headless Chromium."""
-    return None if shutil.which("chromium") else "needs a browser: Debian's packages chromium and chromium-driver are not installed"
+    return None if shutil.which("chromium") else "needs a browser: Debian's package chromium is not installed"
 
 
 NEEDS: dict[str, Callable[[], str | None]] = {"cluster": missing_cluster, "gpu": missing_gpu, "browser": missing_browser}

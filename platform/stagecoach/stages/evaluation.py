@@ -23,6 +23,7 @@ from stagecoach.contract.records import canonical_json, decode, encode, to_plain
 from stagecoach.errors import RunFailed
 from stagecoach.launch.submit import POLL_S, submit_job, wait_job
 from stagecoach.site import Site
+from stagecoach.stages.control import Control
 from stagecoach.stages.runner import Evaluate, StageTask
 from stagecoach.storage import NotFound, open_store
 
@@ -46,6 +47,8 @@ class EvaluationTask:
     on_state: Callable[[JobState], None] = field(default=lambda _: None)
     on_poll: Callable[[JobFolder], None] = field(default=lambda _: None)
     poll_s: float = POLL_S
+    code_uri: str | None = None  # the researcher's own code, as the stage was trained with
+    hold: Callable[[], None] = field(default=lambda: None)  # raises while the run is paused or cancelled
 
     @property
     def identity(self) -> str:
@@ -77,6 +80,7 @@ def evaluate_stage(task: StageTask, launcher: Launcher, result: TrainResult, dat
     evaluation = EvaluationTask(
         stage=task.folder, run_id=task.run.run_id, plan=task.plan, settings=settings, site=task.site, after_fatal=task.after_fatal,
         on_state=task.on_state, on_poll=task.on_poll, poll_s=task.poll_s,
+        code_uri=task.code_uri, hold=Control(task.runs, task.run.run_id).check,
     )  # fmt: skip
     folder = evaluation.folder
     run_evaluation(evaluation, launcher)
@@ -133,12 +137,14 @@ def run_evaluation(task: EvaluationTask, launcher: Launcher) -> Scores:
             return scores
         folder.write_job(job_record(task, folder))
         attempts = len(folder.attempt_numbers())
+        task.hold()
         handle = submit_job(launcher, folder, launch_spec(task, folder), after_fatal=after_fatal)
         number = folder.submissions()[-1].submission
         state = wait_job(
             launcher, folder, handle, number, poll_s=task.poll_s, on_state=task.on_state, on_poll=lambda: task.on_poll(folder)
         )  # fmt: skip
         if state.phase == Phase.CANCELLED:
+            task.hold()
             raise RunFailed(f"{handle.name} was cancelled; ask for it again to go on", run_id=task.run_id, log_uri=folder.uri)
         if state.phase == Phase.FAILED and state.exit_code not in (ExitCode.RETRY, ExitCode.STOPPED):
             raise failed(task, folder, state)
@@ -182,6 +188,7 @@ def launch_spec(task: EvaluationTask, folder: JobFolder) -> LaunchSpec:
         ranks_per_node=plan.layout.ranks_per_node,
         resources=plan.resources,
         image=site.images.training,
+        code_uri=task.code_uri,
         grace_s=min(GRACE_S, site.grace_s),
         environment=site.environment,
         secrets=site.secrets,

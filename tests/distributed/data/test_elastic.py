@@ -14,6 +14,7 @@ import pytest
 
 from stagecoach.contract.plan import StagePlan
 from stagecoach.recipes.tiny import mm1_tiny
+from stagecoach_workloads.data.made.corpus import make_corpus
 from stagecoach_workloads.data.plan.open import open_data
 from stagecoach_workloads.data.work.loader import StepLoader, WorkSettings
 from stagecoach_workloads.testing import collated
@@ -24,6 +25,14 @@ STEPS = 200
 
 def stage() -> StagePlan:
     return mm1_tiny().stages[0]
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """URI of the datasets that the stage draws from."""
+    uri = f"file://{tmp_path_factory.mktemp('corpus')}"
+    make_corpus(uri, profile="tiny", only=tuple(weight.dataset for weight in stage().data.mixture.weights if weight.weight > 0))
+    return uri
 
 
 def gathered(corpus: str, *, ranks: int, workers: int, start: int = 0, stop: int = STEPS, state: dict[str, Any] | None = None) -> list[str]:
@@ -85,7 +94,7 @@ def test_a_killed_loader_goes_on_at_its_last_state_and_leaves_nothing_behind(cor
         child.send_signal(signal.SIGKILL)
         child.wait()
         child.stdout.close()
-        _, alive = psutil.wait_procs(below, timeout=20)
+        _, alive = psutil.wait_procs(below, timeout=60)  # workers look every 5 s; a loaded machine takes its time
         assert alive == []
     data = open_data(stage(), data=corpus)
     whole = {

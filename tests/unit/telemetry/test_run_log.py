@@ -212,12 +212,16 @@ def test_steps_made_again_after_a_rewind_count_once(tmp_path: Path) -> None:
 
 
 def test_shares_are_told_beside_what_was_asked_for_and_those_off_are_named(tmp_path: Path) -> None:
-    shares = {"steps": 50, "source": {"ocr": [0.4, 0.5]}, "kind": {"pairs": [1.0, 1.0]}, "category": {"ocr/word": [0.1, 0.4]}}
+    many = {f"ocr/a-category-with-quite-a-long-name-{number}": [0.123, 0.123] for number in range(300)}
+    shares = {"steps": 50, "source": {"ocr": [0.4, 0.5]}, "kind": {"pairs": [1.0, 1.0]}, "category": {**many, "ocr/word": [0.1, 0.4]}}
     with fifo(events_path(tmp_path, 0)) as events, fifo(tmp_path / "out") as out:
         log = RunLog(context(tmp_path), PLAN, steps=100, start_step=0, flops=None, out=out)
         log.shares(50, {**shares, "off": ["ocr/word"]})
         assert log.flush(10)
         log.close()
         told, lines = events_of(events), lines_of(out)
-    assert [(event["step"], event["value"]["kind"]) for event in told if event["name"] == "shares"] == [(50, {"pairs": [1.0, 1.0]})]
+    parts = [event["value"] for event in told if event["name"] == "shares"]
+    assert {name: pair for part in parts for name, pair in part.get("category", {}).items()} == shares["category"]  # no line was too long
+    assert [part["kind"] for part in parts if "kind" in part] == [{"pairs": [1.0, 1.0]}]
+    assert [part["off"] for part in parts if part["off"]] == [["ocr/word"]]
     assert any("ocr/word" in line for line in lines)

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 LINE_S = 10.0  # between two lines in the log
 LINES_BYTES = 64 << 10  # that may wait
 SAMPLE_CHARS = 400  # of a text, in an event
+SHARES_AT_ONCE = 30  # in an event
 CLOSE_S = 2.0  # how long an end waits for each sink
 LONG = ("init", "restore", "evaluation")  # their seconds are told when they end; the others' with the next step
 
@@ -127,7 +128,8 @@ class RunLog:
         """Tells what was consumed beside what the mixture asks for (`ShareMeter.report`): achieved and wanted by source, kind, category."""
         if not self._is_first:
             return
-        self.event("shares", report, step=step)
+        for part in share_events(report):
+            self.event("shares", part, step=step)
         groups = {group: report[group] for group in ("source", "kind", "category")}
         self._sink.scalars(step, {f"share/{g}/{name}": pair[0] for g, pairs in groups.items() for name, pair in pairs.items()})
         if report["off"]:
@@ -136,7 +138,8 @@ class RunLog:
     def samples(self, step: int, images: Mapping[str, np.ndarray], texts: Mapping[str, str]) -> None:
         """Shows images (HWC uint8; `drawing.draw_boxes` draws on them) and texts in TensorBoard; the texts are an event too."""
         if self._is_first:
-            self.event("samples", {name: text[:SAMPLE_CHARS] for name, text in texts.items()}, step=step)
+            for name, text in texts.items():
+                self.event("samples", {name: text[:SAMPLE_CHARS]}, step=step)
             for name, image_HWC in images.items():
                 self._sink.image(step, f"samples/{name}", image_HWC)
             for name, text in texts.items():
@@ -252,6 +255,16 @@ def step_event(report: StepReport, rates: Rates) -> dict[str, Any]:
     if rates.mfu is not None:
         told["mfu"] = round(rates.mfu, 4)
     return told
+
+
+def share_events(report: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """A report of shares in the same form, in parts of which each fits a line of events: a stage may have hundreds of categories."""
+    for group in ("source", "kind", "category"):
+        names = sorted(report[group])
+        for first in range(0, len(names), SHARES_AT_ONCE):
+            some = names[first : first + SHARES_AT_ONCE]
+            told = {name: report[group][name] for name in some}
+            yield {"steps": report["steps"], group: told, "off": [name for name in some if name in report["off"]]}
 
 
 def step_scalars(report: StepReport, rates: Rates) -> dict[str, float]:

@@ -3,7 +3,7 @@
 import xxhash
 
 
-def of(body: bytes) -> str:
+def of(body: bytes | memoryview) -> str:
     """32 hex digits."""
     return xxhash.xxh3_128_hexdigest(body)
 

@@ -35,7 +35,7 @@ ORDERS: dict[str, tuple[tuple[str, ...], int, bool]] = {  # settings, steps, dou
     "full": (("layout.activation_checkpointing=full",), 5, False),
     "selective": (("layout.activation_checkpointing=selective",), 5, False),
     "once": ((), 5, False),
-    "copies": (("layout.dp_replicate=2", "layout.ranks_per_node=4"), 12, False),
+    "copies": (("layout.dp_replicate=2", "layout.ranks_per_node=4"), 50, False),
 }
 
 
@@ -87,7 +87,7 @@ def two(tmp_path_factory: pytest.TempPathFactory, corpus: str) -> dict[str, Trai
 def check_same_curve(several: Trained, alone: Trained) -> None:
     assert worst_gradient(several, alone) < 1e-6
     assert furthest(several.losses[:10], alone.losses[:10]) < 1e-5
-    assert furthest(several.losses, alone.losses[: len(several.losses)]) < 1e-3
+    assert furthest(several.losses, alone.losses) < 1e-3
     assert several.by_label.keys() == alone.by_label.keys()
     assert alone.losses[-1] < alone.losses[0] - 0.2  # something was learned, or equal curves would prove little
 

@@ -21,7 +21,7 @@ from stagecoach.contract.ledger import JobFolder, Runs
 from stagecoach.contract.records import decode
 
 HERE = Path(__file__).resolve().parent
-CORPUS, RUNS, REPORT = HERE / "corpus", HERE / "runs", HERE.parent / "report.html"
+CORPUS, RUNS, REPORT = HERE / "made", HERE / "runs", HERE.parent / "report.html"
 RUN_ID, RECIPE = "demo", "mm1_5_tiny"
 SURE = 0.01  # one-sided, exact binomial
 ENOUGH = 200  # answers of a category

@@ -50,9 +50,7 @@ def unpause_command(run: str, root: str | None) -> int:
 @click.option("--at", type=click.IntRange(0), metavar="STEP", help="A committed step; default: the newest.")
 @click.option("--run-id", "new_run_id", metavar="ID", help="Of the new run; default: a new one.")
 @click.option("--data", metavar="URI", help="Root of a made corpus; default: the other run's.")
-@click.option(
-    "--set", "settings", metavar="PATH=VALUE", multiple=True, help="Wins over the other run's setting of that path; repeatable."
-)
+@click.option("--set", "settings", metavar="PATH=VALUE", multiple=True, help="Wins over the other run's setting of that path; repeatable.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON value on stdout and nothing else.")
 def fork_command(run: str, root: str | None, as_json: bool, **asked: Any) -> int:
     """Makes a new run whose stage S begins with the weights of RUN's checkpoint, pinned; its schedule and optimizer begin anew.

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from unittest.mock import patch
 
+from stagecoach.checkpoints.addresses import checkpoint_at
 from stagecoach.checkpoints.listing import MANIFEST
 from stagecoach.constants import Phase
 from stagecoach.contract.identity import identity_fields
@@ -15,7 +16,6 @@ from stagecoach.contract.launch import JobState, LaunchSpec, RunHandle
 from stagecoach.contract.ledger import JobFolder
 from stagecoach.contract.plan import Parent, StagePlan, Steps
 from stagecoach.contract.records import canonical_json
-from stagecoach.checkpoints.addresses import checkpoint_at
 from stagecoach.storage import Store
 from stagecoach.testing.builders import attempt_end, attempt_start
 from stagecoach.testing.checkpoints import write_checkpoint

@@ -4,6 +4,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from stagecoach.cli.options import Address
+
 if TYPE_CHECKING:
     from stagecoach.stages import StageResult
     from stagecoach.stages.pipeline import PipelineRequest
@@ -15,12 +17,19 @@ root_option = click.option("--root", metavar="URI", help="Where runs are kept; d
 @click.argument("recipe")
 @root_option
 @click.option("--run-id", metavar="ID", help="The same id again attaches to the run or goes on with it; default: a new one.")
-@click.option("--data", metavar="URI", help="Root of a made corpus (`stagecoach data make URI`); datasets named in the plan win over it.")
+@click.option(
+    "--data",
+    type=Address(),
+    metavar="URI",
+    help="Root of a made corpus (`stagecoach data make URI`); datasets named in the plan win over it.",
+)
 @click.option("--launcher", default="local", show_default=True, metavar="L", help="Where jobs run: local, jobset, kubernetes, ray.")
 @click.option("--nodes", type=click.IntRange(1), metavar="N", help="Of every stage. Default: the recipe's.")
 @click.option("--ranks-per-node", type=click.IntRange(1), metavar="N", help="Of every stage. Default: the recipe's.")
 @click.option("--stages", metavar="A,B", help="Only these stages; default: all.")
-@click.option("--from-checkpoint", metavar="URI", help="Start the first of --stages from this folder of a stage or a checkpoint.")
+@click.option(
+    "--from-checkpoint", type=Address(), metavar="URI", help="Start the first of --stages from this folder of a stage or a checkpoint."
+)
 @click.option("--code", metavar="DIR", help="Your own code: put first on the ranks' PYTHONPATH; part of the run's identity.")
 @click.option("--verify", "depth", type=click.Choice(["quick", "full"]), default="quick", show_default=True,
               help="Of checkpoints: sizes and stored checksums, or every byte.")  # fmt: skip

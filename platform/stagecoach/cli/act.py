@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from stagecoach.cli.options import Address
 from stagecoach.cli.tables import print_json
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def unpause_command(run: str, root: str | None) -> int:
 @click.option("--stage", required=True, metavar="S", help="The stage whose checkpoint it begins with.")
 @click.option("--at", type=click.IntRange(0), metavar="STEP", help="A committed step; default: the newest.")
 @click.option("--run-id", "new_run_id", metavar="ID", help="Of the new run; default: a new one.")
-@click.option("--data", metavar="URI", help="Root of a made corpus; default: the other run's.")
+@click.option("--data", type=Address(), metavar="URI", help="Root of a made corpus; default: the other run's.")
 @click.option("--set", "settings", metavar="PATH=VALUE", multiple=True, help="Wins over the other run's setting of that path; repeatable.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON value on stdout and nothing else.")
 def fork_command(run: str, root: str | None, as_json: bool, **asked: Any) -> int:

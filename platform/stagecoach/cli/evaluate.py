@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from stagecoach.cli.options import Address
 from stagecoach.errors import ConfigError, RunFailed
 
 if TYPE_CHECKING:
@@ -19,7 +20,10 @@ if TYPE_CHECKING:
 @click.option("--suite", required=True, metavar="NAME",
               help="A suite of the made corpus (several joined by +), or a published benchmark; an unknown one lists all.")  # fmt: skip
 @click.option(
-    "--data", metavar="URI", help="Root of a made corpus, or folder of the benchmark's files; default: the corpus it was trained on."
+    "--data",
+    type=Address(),
+    metavar="URI",
+    help="Root of a made corpus, or folder of the benchmark's files; default: the corpus it was trained on.",
 )
 @click.option("--shots", metavar="0,4", help="Numbers of examples in the prompt, each scored; default: the stage's plan.")
 @click.option("--limit", type=click.IntRange(1), metavar="N", help="Questions of each category; default: all.")

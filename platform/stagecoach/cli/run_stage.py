@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from stagecoach.cli.options import Address
 from stagecoach.cli.tables import print_json
 from stagecoach.errors import ConfigError, RunFailed
 
@@ -17,12 +18,20 @@ if TYPE_CHECKING:
 @click.option("--stage", required=True, metavar="S", help="Which stage of the recipe.")
 @click.option("--run-id", metavar="ID", help="Of the run it belongs to. The same id again attaches or goes on; default: a new one.")
 @click.option("--root", metavar="URI", help="Where runs are kept; default: the site's root, else this user's state folder.")
-@click.option("--data", metavar="URI", help="Root of a made corpus (`stagecoach data make URI`); datasets named in the plan win over it.")
+@click.option(
+    "--data",
+    type=Address(),
+    metavar="URI",
+    help="Root of a made corpus (`stagecoach data make URI`); datasets named in the plan win over it.",
+)
 @click.option("--launcher", default="local", show_default=True, metavar="L", help="Where it runs: local, jobset, kubernetes, ray.")
 @click.option("--nodes", type=click.IntRange(1), metavar="N", help="Default: the recipe's.")
 @click.option("--ranks-per-node", type=click.IntRange(1), metavar="N", help="Default: the recipe's.")
 @click.option(
-    "--from-checkpoint", metavar="URI", help="Start from this stage's or checkpoint's folder, not from the run's own parent stage."
+    "--from-checkpoint",
+    type=Address(),
+    metavar="URI",
+    help="Start from this stage's or checkpoint's folder, not from the run's own parent stage.",
 )
 @click.option("--verify", "depth", type=click.Choice(["quick", "full"]), default="quick", show_default=True,
               help="Of checkpoints: sizes and stored checksums, or every byte.")  # fmt: skip

@@ -165,7 +165,8 @@ class Run:
     # --- telling
 
     def tell(self, report: StepReport, fed: Fed) -> None:
-        """All that is known of a step."""
+        """All that is known of a step, and which one is safe by now."""
+        self.context.heartbeat(step=self.state.step, phase="train", committed_step=self.checkpoints.committed_step)
         self.log.step(report, fed.loaded.batches)
         if fed.shares is not None:
             self.log.shares(report.step, fed.shares)

@@ -132,7 +132,9 @@ def test_a_newer_format_and_another_run_are_refused_and_nothing_is_put_away(
 
 
 def test_a_manifest_edited_by_hand_is_told(job: JobFolder, build: Build) -> None:
-    body = job.store.read(f"{NEWEST}/MANIFEST.json").replace(b'"world_size": 1', b'"world_size": 2')
+    written = job.store.read(f"{NEWEST}/MANIFEST.json")
+    body = written.replace(b'"world_size":1', b'"world_size":2')
+    assert body != written
     job.store.publish(f"{NEWEST}/MANIFEST.json", body)
     checkpoints = build()
     ref = checkpoints.latest()

@@ -1,19 +1,8 @@
-"""A tiny made corpus (two datasets) and a folder for runs."""
+"""A folder for runs."""
 
 from pathlib import Path
 
 import pytest
-
-from stagecoach.testing.flow_world import DATASETS
-from stagecoach_workloads.data.made.corpus import make_corpus
-
-
-@pytest.fixture(scope="session")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """URI of a corpus with captions and conversations; read-only."""
-    folder: Path = tmp_path_factory.mktemp("corpus")
-    make_corpus(f"file://{folder}", profile="tiny", only=[*DATASETS])
-    return f"file://{folder}"
 
 
 @pytest.fixture

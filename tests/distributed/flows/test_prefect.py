@@ -22,6 +22,7 @@ from stagecoach.testing.local_world import wait_for
 CALLER = Path(__file__).with_name("one_caller.py")
 START_S = 240.0
 QUIET = {"PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1"}
+IMPATIENT = {"PREFECT_CLIENT_MAX_RETRIES": "0", "PREFECT_API_REQUEST_TIMEOUT": "5"}  # of a server that is known to be gone
 
 
 @dataclass
@@ -105,7 +106,7 @@ def test_prefects_server_is_killed_during_a_stage_and_the_pipeline_goes_on(serve
     state, root = tmp_path / "state", tmp_path / "runs"
     caller = subprocess.Popen(
         [sys.executable, str(CALLER), f"file://{root}", corpus, str(state), "0", "prefect"],
-        env={**server.environment, "STAND_IN_SECONDS": "10"}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={**server.environment, **IMPATIENT, "STAND_IN_SECONDS": "10"}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     try:
         wait_for(lambda: bool(list(root.glob("runs/toy/stages/*/submissions/1.submitted.json"))), "the first stage", START_S)

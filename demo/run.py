@@ -21,7 +21,7 @@ from stagecoach.contract.ledger import JobFolder, Runs
 from stagecoach.contract.records import decode
 
 HERE = Path(__file__).resolve().parent
-CORPUS, RUNS, REPORT = HERE / "made", HERE / "runs", HERE.parent / "report.html"
+CORPUS, RUNS, STATE, REPORT = HERE / "made", HERE / "runs", HERE / "state", HERE.parent / "report.html"
 RUN_ID, RECIPE = "demo", "mm1_5_tiny"
 SURE = 0.01  # one-sided, exact binomial
 ENOUGH = 200  # answers of a category
@@ -32,8 +32,9 @@ KILL_AFTER_STEPS = 30  # of the first stage, and after its first commit
 def main() -> int:
     """The whole demo."""
     started = time.monotonic()
-    if RUNS.exists():
-        shutil.rmtree(RUNS)
+    for left in (RUNS, STATE):
+        shutil.rmtree(left, ignore_errors=True)
+    os.environ["STAGECOACH_STATE_DIR"] = str(STATE)  # what a launcher remembers of an earlier demo is none of this one's business
     stagecoach("data", "make", str(CORPUS), "--profile", "demo", "--workers", "2")
     stagecoach("data", "inspect", str(CORPUS), "--samples", "34", "--out", str(HERE / "contact-sheet.png"))
     stagecoach("run", RECIPE, "--dry-run", *where(), quiet_tail=True)

@@ -14,3 +14,8 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder: Path = tmp_path_factory.mktemp("corpus")
     make_corpus(f"file://{folder}", profile="tiny", only=[*DATASETS])
     return f"file://{folder}"
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> str:
+    return f"file://{tmp_path}/root"

@@ -33,7 +33,7 @@ check: $(STAMP)  ## ruff, mypy strict, the arrows between the rooms, shellcheck
 	$(BIN)/shellcheck .ci/run tests/cluster/run
 
 unit: $(STAMP)  ## tests that need one process
-	$(BIN)/python -m pytest tests/unit tests/render -n 2 --dist worksteal --durations 5
+	$(BIN)/python -m pytest tests/unit tests/render -n 2 --dist loadfile --durations 5
 
 distributed: $(STAMP)  ## tests that start real processes; GPU and browser tests say what they lack
 	$(BIN)/python -m pytest tests --ignore tests/unit --ignore tests/render --ignore tests/cluster -n 2 --dist loadfile --durations 15

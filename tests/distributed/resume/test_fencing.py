@@ -12,6 +12,7 @@ from stagecoach.checkpoints import State, list_checkpoints
 from stagecoach.constants import ExitCode
 from stagecoach.contract.plan import StagePlan
 from stagecoach.testing.chaos import ENTRYPOINT, Story, differences, read_trace
+from stagecoach.testing.local_world import wait_for
 from stagecoach.testing.supervised import SupervisedJob
 
 pytestmark = pytest.mark.timeout(900)
@@ -46,9 +47,9 @@ def test_a_frozen_attempt_that_wakes_beside_its_successor_changes_nothing(tmp_pa
     try:
         old.start(environment={**environment, "STAGECOACH_TEST_FAULTS": json.dumps([freeze])})
         wait_for_event(trace, "step", FROZEN_AT + 1, 1)  # beyond the save that never ends
+        wait_for(mark.exists, "the save that stands still before its manifest")
         frozen = old.processes()
         signal_all(frozen, signal.SIGSTOP)
-        assert mark.exists()
         new.submit()
         new.start(environment=environment)
         wait_for_event(trace, "step", SUCCESSOR_AT, 2)

@@ -2,12 +2,11 @@
 
 import datetime
 import math
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from faults_table import ROOT, machine, row
+from faults_table import ROOT, machine, replace_page, row
 from stagecoach.testing.chaos import GRACE_S, IN_PLACE, PHASES
 
 PAGE = ROOT / "workloads" / "results" / "chaos.md"
@@ -20,11 +19,8 @@ NEW_SUPERVISOR_S = 20.0
 
 
 def write_table(path: Path, figures: dict[str, Any], command: str) -> None:
-    """Replaces the page in one step."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(f".{os.getpid()}")
-    temporary.write_text("\n".join(page(figures, command)) + "\n")
-    temporary.rename(path)
+    """Replaces the page."""
+    replace_page(path, page(figures, command))
 
 
 def page(figures: dict[str, Any], command: str) -> Iterator[str]:

@@ -15,10 +15,15 @@ ROOT = Path(__file__).parent.parent
 
 
 def write_table(path: Path, figures: dict[str, Any], command: str) -> None:
-    """Replaces the page in one step."""
+    """Replaces the page."""
+    replace_page(path, page(figures, command))
+
+
+def replace_page(path: Path, lines: Iterator[str]) -> None:
+    """In one step."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(f".{os.getpid()}")
-    temporary.write_text("\n".join(page(figures, command)) + "\n")
+    temporary.write_text("\n".join(lines) + "\n")
     temporary.rename(path)
 
 

@@ -30,7 +30,9 @@ def test_a_shown_command_works_as_printed(line: str, tmp_path_factory: pytest.Te
     state = tmp_path_factory.getbasetemp() / "readme-state"  # one for all: later commands read what earlier ones made
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = {**os.environ, "PATH": path, "STAGECOACH_STATE_DIR": str(state)}
-    done = subprocess.run(shlex.split(line), cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=180)
+    here = state.with_name("readme-folder")  # what the commands write stays out of the checkout
+    here.mkdir(exist_ok=True)
+    done = subprocess.run(shlex.split(line), cwd=here, env=environment, capture_output=True, text=True, check=False, timeout=180)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip()
     assert "Traceback" not in done.stderr

@@ -1,13 +1,12 @@
 """What a person may give to name checkpoints: the URI of a job's folder, or of one checkpoint in it."""
 
 import re
-from pathlib import Path
 
 from stagecoach.checkpoints.listing import FOLDER, CheckpointRef, checkpoint_ref, latest
 from stagecoach.checkpoints.verify import why_none
 from stagecoach.contract.ledger import JobFolder
 from stagecoach.errors import CheckpointError, ConfigError, StagecoachError
-from stagecoach.storage import StoreSettings
+from stagecoach.storage import StoreSettings, as_uri
 
 _ONE = re.compile(rf"(?P<job>.+)/{FOLDER}/step-(?P<step>[0-9]{{8,18}})/attempt-(?P<attempt>[1-9][0-9]{{0,17}})")
 
@@ -17,7 +16,7 @@ def find(address: str, *, settings: StoreSettings | None = None) -> tuple[JobFol
 
     Raises ConfigError when nothing of ours is there.
     """
-    uri = (address if "://" in address else Path(address).absolute().as_uri()).rstrip("/")
+    uri = as_uri(address)
     if not _ONE.fullmatch(uri):
         job = JobFolder.open(uri.removesuffix(f"/{FOLDER}"), settings=settings)
         if not is_job(job):

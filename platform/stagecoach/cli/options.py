@@ -1,8 +1,6 @@
 """Types of options that several commands have."""
 
 import math
-import re
-from pathlib import Path
 from typing import Any
 
 import click
@@ -23,10 +21,11 @@ class Address(click.ParamType[str]):
 
     name = "URI"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        if not str(value).strip() or "\0" in value:
-            self.fail(f"{value!r} is no address; give a folder, or a URI like s3://bucket/folder (. is the current folder).", param, ctx)
-        return str(value).rstrip("/") if _SCHEME.match(value) else Path(value).resolve().as_uri()
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        from stagecoach.errors import StagecoachError
+        from stagecoach.storage import as_uri
 
-
-_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")  # two letters at least; ./a:b is a file of that name
+        try:
+            return as_uri(value)
+        except StagecoachError as error:
+            self.fail(str(error), param, ctx)

@@ -1,6 +1,5 @@
 """The checkpoint that a stage starts from: verified before any GPU is asked for (architecture.md section 2)."""
 
-import re
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -15,7 +14,6 @@ from stagecoach.contract.records import leaves
 from stagecoach.errors import CheckpointError, ConfigError
 
 Depth = Literal["quick", "full"]
-_FOLDER = re.compile(r"(?P<job>.+)/checkpoints/step-(?P<step>[0-9]{8,18})/attempt-(?P<attempt>[0-9]+)")
 SHOWN = 5  # differing fields in an error
 
 
@@ -73,11 +71,11 @@ def _own(runs: Runs, run: RunRecord, plan: StagePlan, parent: str) -> FoundParen
 
 def _named(uri: str) -> FoundParent:
     """A checkpoint by its own URI, or the final (else newest) one of the stage whose folder is named."""
-    uri = uri.rstrip("/")
-    if _FOLDER.fullmatch(uri):
+    try:
         job, ref = checkpoint_at(uri)
         return FoundParent(job=job, ref=ref, told=None)
-    job = JobFolder.open(uri)
+    except CheckpointError:  # no checkpoint's address, so a stage's
+        job = JobFolder.open(uri.rstrip("/"))
     told = job.stage()
     ref_of_stage = checkpoint_at(told.checkpoint.uri)[1] if told is not None else latest(job)
     if ref_of_stage is None:

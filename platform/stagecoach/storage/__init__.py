@@ -14,7 +14,7 @@ from stagecoach.storage.errors import (
 )
 from stagecoach.storage.settings import Clock, StoreSettings, SystemClock
 from stagecoach.storage.store import Store, open_store
-from stagecoach.storage.uris import UriPolicy, check_key
+from stagecoach.storage.uris import UriPolicy, as_uri, check_key
 
 __all__ = [
     "AccessDenied",
@@ -32,6 +32,7 @@ __all__ = [
     "UriPolicy",
     "UriRefused",
     "UsedAfterFork",
+    "as_uri",
     "check_key",
     "open_store",
 ]

@@ -5,8 +5,10 @@ import os
 import re
 import socket
 from dataclasses import dataclass
+from pathlib import Path
 from urllib.parse import urlsplit
 
+from stagecoach.errors import ConfigError
 from stagecoach.redaction import redact
 from stagecoach.storage.errors import UriRefused
 
@@ -17,6 +19,7 @@ MAX_KEY_BYTES = 1024  # what S3 allows
 
 _INNER_NAMES = ("localhost", "metadata", "instance-data", "kubernetes", "kubernetes.default")
 _INNER_SUFFIXES = (".localhost", ".local", ".internal", ".svc", ".cluster.local", ".localdomain")
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]+:")  # of two letters at least
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
@@ -173,3 +176,15 @@ def _as_address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | No
         return ipaddress.IPv4Address(socket.inet_aton(host))  # parses text only: no look-up
     except OSError:
         return None
+
+
+def as_uri(text: str) -> str:
+    """A path typed at a keyboard is a file. Raises ConfigError for nothing at all, UriRefused for a scheme that is not opened."""
+    if not text.strip():
+        raise ConfigError("the URI is empty; give a folder, or a URI like s3://bucket/corpus (. is the current folder)")
+    if "\0" in text:
+        raise ConfigError(f"{text!r} holds a NUL, which no path may")
+    if _SCHEME.match(text):  # ./a:b is a file of that name
+        DEFAULT_POLICY.check(text)
+        return text.rstrip("/")
+    return Path(text).resolve().as_uri()

@@ -7,7 +7,8 @@ import click
 import pytest
 
 from stagecoach.cli import run
-from stagecoach_workloads.cli.data import as_uri, parse_steps
+from stagecoach.storage import as_uri
+from stagecoach_workloads.cli.data import parse_steps
 
 
 @pytest.mark.parametrize(

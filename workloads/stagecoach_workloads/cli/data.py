@@ -1,7 +1,6 @@
 """`stagecoach data ...`: make, convert, index, verify, inspect, stats, plan. Results to stdout, progress and narration to stderr."""
 
 import json
-import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,7 +12,6 @@ import click
 if TYPE_CHECKING:
     from stagecoach.contract.plan import StagePlan
 
-SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]+:")  # of two letters at least
 as_json_option = click.option("--json", "as_json", is_flag=True, help="One JSON value on stdout and nothing else.")
 
 
@@ -51,12 +49,12 @@ def make_command(uri: str, profile: str, seed: int, only: str | None, workers: i
 
     with progress("making") as report:
         corpus = make_corpus(
-            as_uri(uri), profile=profile, seed=seed, workers=workers, only=tuple(only.split(",")) if only else (), on_progress=report
+            _uri(uri), profile=profile, seed=seed, workers=workers, only=tuple(only.split(",")) if only else (), on_progress=report
         )
     if as_json:
         print_json(to_plain(corpus))
         return
-    click.echo(f"{as_uri(uri)}: profile {corpus.profile}, seed {corpus.seed}, {len(corpus.datasets)} datasets")
+    click.echo(f"{_uri(uri)}: profile {corpus.profile}, seed {corpus.seed}, {len(corpus.datasets)} datasets")
     for name, tasks in corpus.baselines.items():
         scores = ", ".join(f"{task} (chance {base.chance:.2f}, blind {base.blind:.2f})" for task, base in tasks.items())
         click.echo(f"  {name}: {scores}")
@@ -84,10 +82,10 @@ def convert_command(
 
     with progress("converting") as report:
         manifest = convert(
-            as_uri(source),
-            as_uri(target),
+            _uri(source),
+            _uri(target),
             format=format,
-            images=as_uri(images) if images is not None else None,
+            images=_uri(images) if images is not None else None,
             category=category,
             licence=licence,
             budget=budget,
@@ -95,7 +93,7 @@ def convert_command(
             workers=workers,
             on_unit=lambda done, units: report(source, done, units),
         )
-    click.echo(f"{as_uri(target)}: {manifest.counts.samples:,} samples, {manifest.counts.images:,} images, {len(manifest.shards)} shards; "
+    click.echo(f"{_uri(target)}: {manifest.counts.samples:,} samples, {manifest.counts.images:,} images, {len(manifest.shards)} shards; "
                f"{manifest.rejected:,} rows rejected")  # fmt: skip
 
 
@@ -121,16 +119,16 @@ def index_command(uri: str, tokenizer: str | None, templates: tuple[str, ...], w
     unknown = [name for name in templates if name not in TEMPLATES]
     if unknown:
         raise ConfigError(f"--template {unknown[0]}: no such template; there are {', '.join(TEMPLATES)}")
-    reader = read_tokenizer(as_uri(tokenizer)) if tokenizer is not None else None
-    rebuilt = mend_index(open_store(as_uri(uri)), without_manifest=without_manifest, new_fingerprint=new_fingerprint)
+    reader = read_tokenizer(_uri(tokenizer)) if tokenizer is not None else None
+    rebuilt = mend_index(open_store(_uri(uri)), without_manifest=without_manifest, new_fingerprint=new_fingerprint)
     if rebuilt.parts:
         changed = "a new fingerprint" if rebuilt.fingerprint_changed else "the fingerprint it had"
-        click.echo(f"{as_uri(uri)}: {', '.join(rebuilt.parts)} made from the shards, with {changed}, {rebuilt.manifest.fingerprint[:16]}")
+        click.echo(f"{_uri(uri)}: {', '.join(rebuilt.parts)} made from the shards, with {changed}, {rebuilt.manifest.fingerprint[:16]}")
     elif reader is None:
-        click.echo(f"{as_uri(uri)}: every part of the index is as written; with --tokenizer its tokens are counted")
+        click.echo(f"{_uri(uri)}: every part of the index is as written; with --tokenizer its tokens are counted")
     if reader is None:
         return
-    dataset = open_dataset(as_uri(uri))
+    dataset = open_dataset(_uri(uri))
     count_tokens(dataset, reader, templates or TEMPLATES)
     for name in templates or TEMPLATES:
         total = int(read_counts(dataset, reader, name).runs.sum())
@@ -148,8 +146,8 @@ def verify_command(uri: str, as_json: bool) -> None:
     from stagecoach_workloads.data.verify import verify_dataset
 
     found: list[dict[str, Any]] = []
-    addresses = dataset_uris(as_uri(uri))
-    refuse_nothing(as_uri(uri))
+    addresses = dataset_uris(_uri(uri))
+    refuse_nothing(_uri(uri))
     with progress("verifying") as report:
         for done, address in enumerate(addresses):
             report(address, done, len(addresses))
@@ -196,11 +194,11 @@ def inspect_command(uri: str, samples: int, out: str | None) -> None:
     path = Path(out or "contact-sheet.png")
     if path.suffix not in (".png", ".html"):
         raise click.UsageError(f"--out {out}: a sheet is a .png or an .html file")
-    addresses = [address for address in dataset_uris(as_uri(uri)) if not address.endswith(("/validation", "/test"))] or dataset_uris(
-        as_uri(uri)
+    addresses = [address for address in dataset_uris(_uri(uri)) if not address.endswith(("/validation", "/test"))] or dataset_uris(
+        _uri(uri)
     )
     chosen = choose([open_dataset(address) for address in addresses], samples)
-    title = f"{as_uri(uri)}: {len(chosen)} samples"
+    title = f"{_uri(uri)}: {len(chosen)} samples"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(html_sheet(title, chosen) if path.suffix == ".html" else contact_sheet(chosen))
     click.echo(path.resolve())
@@ -224,10 +222,10 @@ def stats_command(uri: str, tokenizer: str | None, template: str, recipe: str | 
         raise click.UsageError("--recipe and --stage belong together")
     if template not in TEMPLATES:
         raise click.UsageError(f"--template {template}: no such template; there are {', '.join(TEMPLATES)}")
-    where = tokenizer or corpus_tokenizer(as_uri(uri))
-    reader = read_tokenizer(as_uri(where)) if where else None
-    found: list[dict[str, Any]] = [dataset_stats(open_dataset(address), reader, template) for address in dataset_uris(as_uri(uri))]
-    shares = mixture_of(recipe, stage, as_uri(uri)) if recipe and stage else None
+    where = tokenizer or corpus_tokenizer(_uri(uri))
+    reader = read_tokenizer(_uri(where)) if where else None
+    found: list[dict[str, Any]] = [dataset_stats(open_dataset(address), reader, template) for address in dataset_uris(_uri(uri))]
+    shares = mixture_of(recipe, stage, _uri(uri)) if recipe and stage else None
     if as_json:
         print_json({"datasets": found, "mixture": shares} if shares else found)
         return
@@ -270,7 +268,7 @@ def plan_command(recipe: str, stage: str, data_uri: str | None, steps: str, rank
     from stagecoach_workloads.data.plan.shares import ShareMeter
 
     first, last = parse_steps(steps)
-    opened = open_data(resolve_stage(recipe, stage, settings), data=as_uri(data_uri) if data_uri is not None else None)
+    opened = open_data(resolve_stage(recipe, stage, settings), data=_uri(data_uri) if data_uri is not None else None)
     found = [opened.plan.describe(step, ranks) for step in range(first, last)]
     rows = [row for step in range(first, last) for row in opened.plan.batch(step)]
     shares, meter = opened.plan.shares(rows), ShareMeter(opened.plan)
@@ -340,19 +338,11 @@ def dataset_uris(uri: str) -> list[str]:
     return [store.uri_of(folder) for split in (corpus.datasets, corpus.validation, corpus.test) for folder in split.values()]
 
 
-def as_uri(text: str) -> str:
-    """A path typed at a keyboard is a file. Raises ConfigError for nothing at all, and for a scheme that is not opened (`pipe:ls`)."""
-    from stagecoach.errors import ConfigError
-    from stagecoach.storage import UriPolicy
+def _uri(text: str) -> str:
+    """`stagecoach.storage.as_uri`; storage is imported when a command runs."""
+    from stagecoach.storage import as_uri
 
-    if not text.strip():
-        raise ConfigError("the URI is empty; give a folder, or a URI like s3://bucket/corpus (. is the current folder)")
-    if "\0" in text:
-        raise ConfigError(f"{text!r} holds a NUL, which no path may")
-    if SCHEME.match(text):  # ./a:b is a file of that name
-        UriPolicy().check(text)
-        return text.rstrip("/")
-    return Path(text).resolve().as_uri()
+    return as_uri(text)
 
 
 @contextmanager

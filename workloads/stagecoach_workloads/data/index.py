@@ -6,6 +6,7 @@ covers it. `crc32` and `hash` (XXH3-64) are over that stretch.
 
 import hashlib
 import io
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,11 +14,14 @@ from functools import cached_property
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import xxhash
 
 from stagecoach.contract.dataset import PartEntry
 from stagecoach.errors import DataError
 from stagecoach.storage import Store
 from stagecoach.storage.errors import NotFound, ObjectCorrupt
+from stagecoach_workloads.data.images import ImageInfo
+from stagecoach_workloads.data.samples import Sample
 
 ROWS_PER_PART = 1_000_000
 
@@ -61,6 +65,37 @@ class IndexRow:
     member_lengths: list[int]
     widths: list[int]
     heights: list[int]
+
+
+def row_of(
+    sample: Sample,
+    *,
+    shard: int,
+    offset: int,
+    stretch: bytes,
+    names: list[str],
+    offsets: list[int],
+    lengths: list[int],
+    infos: Sequence[ImageInfo],
+) -> IndexRow:
+    """The row of a sample whose `stretch` lies at `offset` of its shard: what the writer notes, and what a lost index is made from."""
+    return IndexRow(
+        key=sample.key,
+        shard=shard,
+        offset=offset,
+        length=len(stretch),
+        crc32=zlib.crc32(stretch),
+        hash=xxhash.xxh3_64_intdigest(stretch),
+        kind=sample.kind,
+        category=sample.category,
+        chars=len(sample.text),
+        frames=len(infos) if sample.kind == "video" else 0,
+        member_names=names,
+        member_offsets=offsets,
+        member_lengths=lengths,
+        widths=[info.width for info in infos],
+        heights=[info.height for info in infos],
+    )
 
 
 def to_table(rows: Sequence[IndexRow]) -> pa.Table:

@@ -8,7 +8,6 @@ shard that is missing as well cannot be noticed, so the caller must say that it 
 import hashlib
 import io
 import re
-import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -195,21 +194,13 @@ def _row(key: str, body: bytes, members: list[tar.Member], shard: int, uri: str)
         sample = from_json(members[0].body, key=key, images=tuple(member.body for member in members[1:]))
     except SampleError as error:
         raise DataError(f"{uri}: sample {key!r}: {error}") from None
-    infos = [image_info(picture) for picture in sample.images]
-    return index.IndexRow(
-        key=key,
+    return index.row_of(
+        sample,
         shard=shard,
         offset=first,
-        length=len(stretch),
-        crc32=zlib.crc32(stretch),
-        hash=xxhash.xxh3_64_intdigest(stretch),
-        kind=sample.kind,
-        category=sample.category,
-        chars=len(sample.text),
-        frames=len(infos) if sample.kind == "video" else 0,
-        member_names=names,
-        member_offsets=[member.offset - first for member in members],
-        member_lengths=[len(member.body) for member in members],
-        widths=[info.width for info in infos],
-        heights=[info.height for info in infos],
+        stretch=stretch,
+        names=names,
+        offsets=[member.offset - first for member in members],
+        lengths=[len(member.body) for member in members],
+        infos=[image_info(picture) for picture in sample.images],
     )

@@ -9,7 +9,6 @@ import hashlib
 import io
 import json
 import multiprocessing
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from contextlib import nullcontext
@@ -201,22 +200,15 @@ class ShardBuilder:
         names = ["json", *(f"{number}.{info.suffix}" for number, info in enumerate(infos))]
         members = list(zip(names, [to_json(sample), *sample.images], strict=True))
         stretch, offsets = tar.sample_bytes(sample.key, members)
-        row = index.IndexRow(
-            key=sample.key,
+        row = index.row_of(
+            sample,
             shard=shard,
             offset=self.size,
-            length=len(stretch),
-            crc32=zlib.crc32(stretch),
-            hash=xxhash.xxh3_64_intdigest(stretch),
-            kind=sample.kind,
-            category=sample.category,
-            chars=len(sample.text),
-            frames=len(infos) if sample.kind == "video" else 0,
-            member_names=names,
-            member_offsets=offsets,
-            member_lengths=[len(body) for _, body in members],
-            widths=[info.width for info in infos],
-            heights=[info.height for info in infos],
+            stretch=stretch,
+            names=names,
+            offsets=offsets,
+            lengths=[len(body) for _, body in members],
+            infos=infos,
         )
         self._pieces.append(stretch)
         self.size += len(stretch)

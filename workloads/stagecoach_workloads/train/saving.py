@@ -67,6 +67,7 @@ class Saving:
         odd = compare_replicas(state.model, state.optimizer, also=also)
         if odd:
             self.context.event("replicas_differ", odd, step=state.step)
+            self.settle()  # what is being saved is from before the flip: the next attempt goes on from there
             raise ReplicasDiffer(
                 f"step {state.step}: rank {', '.join(map(str, odd))} holds other values than its replicas: memory or a device changed "
                 "data; nothing of it is saved. If the same machine is named again, take it out"

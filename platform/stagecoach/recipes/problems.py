@@ -10,7 +10,7 @@ from typing import Literal
 
 from stagecoach.contract.plan import PipelinePlan, StagePlan
 from stagecoach.costs import HARDWARE, Hardware, StageCosts, stage_costs
-from stagecoach.recipes import check_data, check_layout, check_model
+from stagecoach.recipes import check_data, check_evaluation, check_layout, check_model
 from stagecoach.recipes.built import not_built
 from stagecoach.recipes.findings import Finding
 
@@ -47,6 +47,7 @@ def check_stage(plan: PipelinePlan, stage: StagePlan, grace_s: float, costs: Sta
     ]
     found += [_problem(stage, finding) for finding in check_model.findings(plan, stage)]
     found += [_problem(stage, finding) for finding in check_data.findings(stage)]
+    found += [_problem(stage, finding) for finding in check_evaluation.findings(stage)]
     costs = costs or stage_costs(stage, machine)
     found += [_problem(stage, finding) for finding in check_layout.findings(stage, costs, machine, grace_s)]
     found += memory_problems(stage, costs, machine)

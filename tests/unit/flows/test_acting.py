@@ -222,6 +222,7 @@ def test_stages_data_and_parents_are_checked_before_anything_is_written(world: W
         ({"from_checkpoint": f"{world.root}/x"}, "no stage that was asked for starts from"),
         ({"code": "ab" * 32}, "code bundle"),
         ({"settings": ("pretrain.steps=0",)}, "steps"),
+        ({"settings": (*TOY_SETTINGS, 'sft.evaluation.suites=["generl"]')}, "sft.evaluation.suites: 'generl'.*did you mean `general`"),
     ):
         with pytest.raises(ConfigError, match=says):
             world.run(**changes)

@@ -48,6 +48,23 @@ def mirrored(recipe: str) -> Resolved:
     return resolve(recipe, ("pretrain.init.encoder=s3://bucket/e", "pretrain.init.decoder=s3://bucket/d"))
 
 
+@pytest.mark.parametrize(
+    ("suites", "says"),
+    [
+        ('["generl"]', "'generl' is not a suite that can be asked; did you mean `general`?"),
+        ('["general", "VQA-v2"]', "'VQA-v2' is not a suite that can be asked; did you mean `vqav2`?"),
+        ('["general+text"]', "'general+text' is several suites in one entry"),
+    ],
+)
+def test_a_suite_that_is_none_is_refused_before_a_training_with_its_path_and_the_nearest_name(suites: str, says: str) -> None:
+    found = problems(resolve("mm1_tiny", (f"sft.evaluation.suites={suites}",)).plan, "sft")["evaluation.suites"]
+    assert (found.severity, found.says) == ("error", says)
+
+
+def test_a_published_suite_is_no_error() -> None:
+    assert "evaluation.suites" not in problems(resolve("mm1_tiny", ('sft.evaluation.suites=["vqav2", "general"]',)).plan, "sft")
+
+
 def test_nothing_trained_is_an_error() -> None:
     plan = recipe_function("mm1_tiny")()
     frozen = replace(plan.stages[0], model=replace(plan.stages[0].model, trainable=()))

@@ -28,6 +28,8 @@ from stagecoach_flows.parameters import Mm1Parameters
 from stagecoach_flows.pipeline import plain_stage, run_pipeline
 from stagecoach_flows.surroundings import NoView, Outcome, Surroundings, surrounded
 
+WITHOUT_SUITES = tuple(setting for setting in TOY_SETTINGS if "suites" not in setting)
+
 
 @dataclass
 class World:
@@ -222,7 +224,7 @@ def test_stages_data_and_parents_are_checked_before_anything_is_written(world: W
         ({"from_checkpoint": f"{world.root}/x"}, "no stage that was asked for starts from"),
         ({"code": "ab" * 32}, "code bundle"),
         ({"settings": ("pretrain.steps=0",)}, "steps"),
-        ({"settings": (*TOY_SETTINGS, 'sft.evaluation.suites=["generl"]')}, "sft.evaluation.suites: 'generl'.*did you mean `general`"),
+        ({"settings": (*WITHOUT_SUITES, 'sft.evaluation.suites=["generl"]')}, "sft.evaluation.suites: 'generl'.*did you mean `general`"),
     ):
         with pytest.raises(ConfigError, match=says):
             world.run(**changes)

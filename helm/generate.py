@@ -1,4 +1,5 @@
-"""What is generated of the chart: `values.schema.json`, the table of values in README.md, `images.txt`. `make verify` fails on a difference.
+"""What is generated of the chart: `values.schema.json`, the table of values in README.md, `images.txt`. `make verify` fails on a
+difference.
 
 values.yaml is the source: a key's type is its default's, its meaning the `# --` line above it. What a default cannot say stands in
 `schema_rules.py`. Run: python helm/generate.py

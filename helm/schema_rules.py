@@ -141,6 +141,8 @@ def _filled() -> dict[str, Any]:
 
 
 _SERVER, _DATABASE = "prefect.server", "prefect.server.database"
+_INGRESS, _AUTH_SECRET = f"{_SERVER}.ingress.enabled", f"{_SERVER}.auth.secret"
+_CIDR_OF_DATABASE = f"{_DATABASE}.postgresql.cidr"
 _BY_DIGEST = "sha256:... of the image, because a tag may change under a run and site.mode is production (or set site.mode=development)"
 RULES = (
     Rule({"site.root": _is("")}, "site.root", "the place where runs are kept, such as s3://bucket/prefix"),
@@ -152,12 +154,12 @@ RULES = (
     Rule({"site.mode": _is("production"), "images.control.digest": _is("")}, "images.control.digest", _BY_DIGEST),
     Rule({"site.mode": _is("production"), "images.training.digest": _is("")}, "images.training.digest", _BY_DIGEST),
     Rule(
-        {f"{_SERVER}.auth.enabled": _is(False), f"{_SERVER}.ingress.enabled": _is(True)}, f"{_SERVER}.ingress.enabled",
+        {f"{_SERVER}.auth.enabled": _is(False), _INGRESS: _is(True)}, _INGRESS,
         "false, or set prefect.server.auth.enabled=true: an ingress without a password lets everybody start runs",
     ),
-    Rule({f"{_SERVER}.ingress.enabled": _is(True), f"{_SERVER}.ingress.host": _is("")}, f"{_SERVER}.ingress.host", "the host name of the ingress"),
+    Rule({_INGRESS: _is(True), f"{_SERVER}.ingress.host": _is("")}, f"{_SERVER}.ingress.host", "the host name of the ingress"),
     Rule(
-        {f"{_SERVER}.ingress.enabled": _is(True), f"{_SERVER}.ingress.tlsSecret": _is("")}, f"{_SERVER}.ingress.tlsSecret",
+        {_INGRESS: _is(True), f"{_SERVER}.ingress.tlsSecret": _is("")}, f"{_SERVER}.ingress.tlsSecret",
         "a secret with the host's certificate: the password would travel in the clear",
     ),
     Rule(
@@ -169,11 +171,11 @@ RULES = (
         "empty, or set prefect.server.enabled=false: there would be two servers",
     ),
     Rule(
-        {f"{_SERVER}.enabled": _is(False), f"{_SERVER}.ingress.enabled": _is(True)}, f"{_SERVER}.ingress.enabled",
+        {f"{_SERVER}.enabled": _is(False), _INGRESS: _is(True)}, _INGRESS,
         "false, because prefect.server.enabled=false leaves nothing to show",
     ),
     Rule(
-        {f"{_SERVER}.enabled": _is(False), f"{_SERVER}.auth.enabled": _is(True), f"{_SERVER}.auth.secret": _is("")}, f"{_SERVER}.auth.secret",
+        {f"{_SERVER}.enabled": _is(False), f"{_SERVER}.auth.enabled": _is(True), _AUTH_SECRET: _is("")}, _AUTH_SECRET,
         "the secret with user:password of your Prefect server, or set prefect.server.auth.enabled=false if it asks for none",
     ),
     Rule(
@@ -181,8 +183,8 @@ RULES = (
         "a secret with the database's address, or set prefect.server.database.kind=sqlite",
     ),
     Rule(
-        {f"{_DATABASE}.kind": _is("postgresql"), "networkPolicies.enabled": _is(True), f"{_DATABASE}.postgresql.cidr": _is("")},
-        f"{_DATABASE}.postgresql.cidr", "the database's network, such as 10.1.2.3/32: the network policy lets the server reach nothing else",
+        {f"{_DATABASE}.kind": _is("postgresql"), "networkPolicies.enabled": _is(True), _CIDR_OF_DATABASE: _is("")},
+        _CIDR_OF_DATABASE, "the database's network, such as 10.1.2.3/32: the network policy lets the server reach nothing else",
     ),
     Rule(
         {f"{_DATABASE}.kind": _is("sqlite"), f"{_DATABASE}.postgresql.secret": _filled()}, f"{_DATABASE}.kind",

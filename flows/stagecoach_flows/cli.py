@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from stagecoach.cli.options import Address
+from stagecoach.cli.options import Address, site_launcher
 
 if TYPE_CHECKING:
     from stagecoach.stages import StageResult
@@ -23,7 +23,13 @@ root_option = click.option("--root", metavar="URI", help="Where runs are kept; d
     metavar="URI",
     help="Root of a made corpus (`stagecoach data make URI`); datasets named in the plan win over it.",
 )
-@click.option("--launcher", default="local", show_default=True, metavar="L", help="Where jobs run: local, jobset, kubernetes, ray.")
+@click.option(
+    "--launcher",
+    default=site_launcher,
+    show_default="the site's, else local",
+    metavar="L",
+    help="Where jobs run: local, jobset, kubernetes, ray.",
+)
 @click.option("--nodes", type=click.IntRange(1), metavar="N", help="Of every stage. Default: the recipe's.")
 @click.option("--ranks-per-node", type=click.IntRange(1), metavar="N", help="Of every stage. Default: the recipe's.")
 @click.option("--stages", metavar="A,B", help="Only these stages; default: all.")

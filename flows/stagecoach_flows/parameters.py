@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from stagecoach.cli.options import site_launcher
 from stagecoach.contract.names import check_run_id
 from stagecoach.errors import StagecoachError
 from stagecoach.recipes import RECIPES
@@ -70,7 +71,9 @@ class RunParameters(BaseModel):
         default=None, title="Run id", description="The same id again attaches to the run or goes on with it. Empty: a new run."
     )
     data: Uri | None = Field(default=None, title="Data", description="Root of a made corpus; datasets named in the plan win over it.")
-    launcher: str = Field(default="local", title="Launcher", description="local, jobset, kubernetes or ray.")
+    launcher: str = Field(
+        default_factory=site_launcher, title="Launcher", description="local, jobset, kubernetes or ray. Empty: the site's."
+    )
     nodes: int | None = Field(default=None, ge=1, title="Nodes", description="Empty: the recipe's.")
     ranks_per_node: int | None = Field(default=None, ge=1, title="Ranks per node", description="Empty: the recipe's.")
     stages: tuple[str, ...] = Field(default=(), title="Stages", description="Only these. Empty: all.")

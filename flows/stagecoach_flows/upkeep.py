@@ -29,7 +29,7 @@ def evaluate(parameters: EvaluateParameters) -> dict[str, str]:
         raise ConfigError(f"stage {parameters.stage} of run {run.run_id} has not been trained to its end; run it first")
     request = Control(runs, run.run_id).request()
     around = current()
-    launcher = around.launcher(request.launcher if request is not None else "local", plan.layout.ranks)
+    launcher = around.launcher(request.launcher if request is not None else load_site().launcher, plan.layout.ranks)
     task = StageTask(runs=runs, run=run, plan=plan, site=load_site(), poll_s=around.poll_s)
     hook = around.evaluation(task, launcher, request.data if request is not None else None)
     return hook(folder, plan, result) if hook is not None else {}

@@ -40,6 +40,7 @@ class Site(BaseSettings):
 
     mode: Literal["development", "production"] = "development"
     root: str | None = None  # where runs are kept; None: `file://` under the user's state folder
+    launcher: str = "local"  # where jobs run unless a command or a flow says otherwise
     namespace: str = "default"
     queue: str | None = None
     priority_classes: dict[str, str] = Field(default_factory=dict)  # pipeline stage or "default" -> WorkloadPriorityClass

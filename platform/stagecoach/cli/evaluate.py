@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from stagecoach.cli.options import Address
+from stagecoach.cli.options import Address, site_launcher
 from stagecoach.errors import ConfigError, RunFailed
 
 if TYPE_CHECKING:
@@ -33,7 +33,13 @@ if TYPE_CHECKING:
 @click.option("--max-new-tokens", type=click.IntRange(1), default=32, show_default=True, metavar="N", help="The longest answer.")
 @click.option("--shuffle-images", is_flag=True, help="A control: every question gets another one's images.")
 @click.option("--root", metavar="URI", help="Where runs are kept; default: the site's root, else this user's state folder.")
-@click.option("--launcher", default="local", show_default=True, metavar="L", help="Where it runs: local, jobset, kubernetes, ray.")
+@click.option(
+    "--launcher",
+    default=site_launcher,
+    show_default="the site's, else local",
+    metavar="L",
+    help="Where it runs: local, jobset, kubernetes, ray.",
+)
 @click.option("--after-fatal", is_flag=True, help="Run again after a fatal exit (40-49): its cause was removed.")
 @click.option("--json", "as_json", is_flag=True, help="The scores (stagecoach.scores/1) on stdout and nothing else.")
 def evaluate_command(

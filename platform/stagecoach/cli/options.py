@@ -6,6 +6,13 @@ from typing import Any
 import click
 
 
+def site_launcher() -> str:
+    """Default of `--launcher`. Raises ConfigError for a site file that cannot be read."""
+    from stagecoach.site import load_site
+
+    return load_site().launcher
+
+
 class Seconds(click.FloatRange):
     """A finite number. click's own range lets nan through, and nothing is ever later than nan."""
 

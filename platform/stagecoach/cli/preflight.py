@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from stagecoach.cli.options import Seconds
+from stagecoach.cli.options import Seconds, site_launcher
 from stagecoach.cli.tables import write_json
 from stagecoach.errors import ConfigError, StorageError
 
@@ -23,7 +23,13 @@ GRACE_S = 5  # there is nothing to save
 
 
 @click.command("preflight")
-@click.option("--launcher", default="local", show_default=True, metavar="L", help="Where it runs: local, jobset, kubernetes, ray.")
+@click.option(
+    "--launcher",
+    default=site_launcher,
+    show_default="the site's, else local",
+    metavar="L",
+    help="Where it runs: local, jobset, kubernetes, ray.",
+)
 @click.option("--nodes", type=click.IntRange(1), default=1, show_default=True, metavar="N")
 @click.option("--ranks-per-node", type=click.IntRange(1), default=1, show_default=True, metavar="N")
 @click.option("--root", metavar="URI", help="The bucket to check, where the report goes too; default: where runs are kept.")

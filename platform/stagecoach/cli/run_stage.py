@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from stagecoach.cli.options import Address
+from stagecoach.cli.options import Address, site_launcher
 from stagecoach.cli.tables import print_json
 from stagecoach.errors import ConfigError, RunFailed
 
@@ -24,7 +24,13 @@ if TYPE_CHECKING:
     metavar="URI",
     help="Root of a made corpus (`stagecoach data make URI`); datasets named in the plan win over it.",
 )
-@click.option("--launcher", default="local", show_default=True, metavar="L", help="Where it runs: local, jobset, kubernetes, ray.")
+@click.option(
+    "--launcher",
+    default=site_launcher,
+    show_default="the site's, else local",
+    metavar="L",
+    help="Where it runs: local, jobset, kubernetes, ray.",
+)
 @click.option("--nodes", type=click.IntRange(1), metavar="N", help="Default: the recipe's.")
 @click.option("--ranks-per-node", type=click.IntRange(1), metavar="N", help="Default: the recipe's.")
 @click.option(

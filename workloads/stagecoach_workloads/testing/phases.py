@@ -20,6 +20,7 @@ VARIABLE = "STAGECOACH_TEST_FAULTS"
 PHASES = (
     "rendezvous", "restore", "data_wait", "forward", "all_reduce", "optimizer_step", "evaluation",
     "staging", "upload", "manifest", "commit", "gc",
+    "load",  # in the thread that loads data: the step's batches are there, and nobody has them yet
 )  # fmt: skip
 FOR_EVER_S = 10_000
 

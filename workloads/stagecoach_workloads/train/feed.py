@@ -2,18 +2,22 @@
 
 import queue
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from stagecoach.errors import StorageError
-from stagecoach.storage import Store
+from stagecoach.storage import Store, StoreSettings
 from stagecoach_workloads.data.plan.shares import ShareMeter
 from stagecoach_workloads.data.plan.states import EVERY_STEPS, states_key, write_state_table
 from stagecoach_workloads.data.work.loader import LoadedStep, StepLoader
+from stagecoach_workloads.testing.phases import reached
 
 POLL_S = 0.2
 AHEAD = 2
+# A store in trouble ends a wait by itself, with an error. What takes longer than its deadline twice over is no store: the loader is stuck.
+PATIENCE_S = 2 * StoreSettings().deadline_s
 SHARES_EVERY_STEPS = 50
 
 
@@ -70,14 +74,20 @@ class Feed:
         self._thread = threading.Thread(target=self._run, name="feed", daemon=True)
         self._thread.start()
 
-    def next(self, should_leave: Callable[[], bool]) -> Fed | None:
-        """The next step; None when `should_leave` said so, which is asked a few times a second. Raises what loading raised."""
+    def next(self, should_leave: Callable[[], bool], beat: Callable[[], None]) -> Fed | None:
+        """The next step; None when `should_leave` said so, which is asked a few times a second. Raises what loading raised.
+
+        `beat` is called as often, for PATIENCE_S: then the watchdog takes the rank for what it is, looks at its threads and ends it.
+        """
+        began = time.monotonic()
         while True:
             try:
                 fed = self._ready.get(timeout=POLL_S)
             except queue.Empty:
                 if should_leave():
                     return None
+                if time.monotonic() - began < PATIENCE_S:
+                    beat()
                 continue
             if isinstance(fed, BaseException):
                 raise fed
@@ -90,6 +100,7 @@ class Feed:
     def _run(self) -> None:
         try:
             for loaded in self._loader:
+                reached("load", loaded.step + 1)
                 if not self._put(self._fed(loaded)):
                     return
         except BaseException as error:

@@ -117,11 +117,7 @@ class Run:
         """The next step's microbatches; None when a stop was asked for while they did not come."""
         self.enter("data_wait")
         with self.log.bucket("data_wait"):
-            return self.feed.next(self._should_leave_wait)
-
-    def _should_leave_wait(self) -> bool:
-        self.context.heartbeat(step=self.state.step, phase="data_wait")
-        return self.context.stop_requested()
+            return self.feed.next(self.context.stop_requested, lambda: self.context.heartbeat(step=self.state.step, phase="data_wait"))
 
     def agree(self, fed: Fed | None) -> Totals:
         """What all ranks bring together; a rank that has no data since it is to stop says so, and nobody waits for it."""

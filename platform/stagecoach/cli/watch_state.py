@@ -15,7 +15,7 @@ from stagecoach.explain.verdict import explain
 EXPLAIN_S = 5.0  # while nothing runs the launcher is asked so often
 SETTLE_S = 30.0  # a stage runner or a flow submits again, or starts the next stage, within seconds
 OVER = (Next.NOTHING, Next.CHANGE, Next.UPGRADE, Next.REPAIR)
-OVER_UNLESS_SOMEBODY_ACTS = (Next.SUBMIT, Next.RESUBMIT, Next.LOOK)
+OVER_UNLESS_SOMEBODY_ACTS = (Next.SUBMIT, Next.RESUBMIT, Next.LOOK, Next.UNPAUSE)
 LOSS_SEGMENTS = 2  # of the newest attempt's events that are read for the curve: at most 2 MiB
 MAX_LOSSES = 5000
 

@@ -38,6 +38,7 @@ class Hold(Stored):
     FORMAT = "stagecoach.hold"
 
     kind: Literal["pause", "cancel"]
+    by: str = ""  # user@host, for a person
     reason: str = ""
     at: str
 

@@ -12,6 +12,7 @@ from stagecoach.errors import ContractError, NewerFormat
 from stagecoach.explain.cluster import ViewOf, ask
 from stagecoach.explain.records import AttemptFacts, Facts, Heartbeat, JobFacts, SubmissionFacts, Unreadable
 from stagecoach.explain.resolve import Target
+from stagecoach.stages.control import Control
 from stagecoach.storage import ObjectCorrupt
 
 T = TypeVar("T")
@@ -41,12 +42,15 @@ def gather(target: Target, *, view_of: ViewOf | None = None, wait_s: float = 0.0
     end. Raises StorageError when the bucket cannot be read."""
     jobs = [gather_job(place.name, place.folder, is_stage=place.is_stage, view_of=view_of) for place in target.places]
     folders = [place.folder for place in target.places]
+    reader = _Reader()
+    hold = reader.read(Control(target.runs, target.name).held, None) if target.runs is not None else None
     return Facts(
         name=target.name,
         uri=target.uri,
         run=target.run,
         jobs=tuple(watch_heartbeats(folders, jobs, wait_s)),
-        unreadable=target.unreadable,
+        hold=hold,
+        unreadable=(*target.unreadable, *reader.unreadable),
     )
 
 

@@ -2,8 +2,10 @@
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Literal
 
 from stagecoach.constants import Phase
+from stagecoach.contract.control import Hold
 from stagecoach.contract.job import (
     AttemptEnd,
     AttemptStart,
@@ -169,6 +171,7 @@ class Facts:
     uri: str
     run: RunRecord | None = None
     jobs: tuple[JobFacts, ...] = ()
+    hold: Hold | None = None
     unreadable: tuple[Unreadable, ...] = ()
 
 
@@ -183,6 +186,16 @@ class Previous(Record):
     rank: int | None = None
     node: str | None = None
     message: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Held(Record):
+    """Somebody paused or cancelled the run: `control/{kind}.json`."""
+
+    kind: Literal["pause", "cancel"]
+    by: str = ""
+    at: str
+    reason: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -218,6 +231,7 @@ class Explanation(Stored):
     heartbeat_moved: bool | None = None
     watched_s: float = 0.0
     previous: Previous | None = None
+    held: Held | None = None
     next_stage: str | None = None
     launcher: str | None = None
     cluster_phase: str | None = None

@@ -30,6 +30,7 @@ class Target:
     uri: str
     run: RunRecord | None
     places: tuple[Place, ...]
+    runs: Runs | None = None  # where its control objects are
     unreadable: tuple[Unreadable, ...] = ()
 
 
@@ -71,7 +72,7 @@ def only_stage(target: Target, stage: str) -> Target:
     if not kept:
         known = ", ".join(place.name for place in target.places)
         raise ConfigError(f"{target.name} has no stage {stage!r}; it has: {known or 'none'}")
-    return Target(name=target.name, uri=target.uri, run=target.run, places=kept, unreadable=target.unreadable)
+    return Target(name=target.name, uri=target.uri, run=target.run, places=kept, runs=target.runs, unreadable=target.unreadable)
 
 
 def unknown(name: str, runs: Runs) -> str:
@@ -95,7 +96,7 @@ def _run(runs: Runs, name: str) -> Target | None:
     if run is None:
         return None
     places = tuple(Place(name=stage, folder=runs.stage(run, stage), is_stage=True) for stage in run.stages)
-    return Target(name=name, uri=uri, run=run, places=places)
+    return Target(name=name, uri=uri, run=run, places=places, runs=runs)
 
 
 def _job(runs: Runs, name: str) -> Target | None:

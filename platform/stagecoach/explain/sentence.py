@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable
 
 from stagecoach.constants import MAX_ATTEMPTS_WITHOUT_PROGRESS, ExitCode
+from stagecoach.explain.holds import way_on, words_of
 from stagecoach.explain.records import Cause, Explanation, Next
 
 MAX_MESSAGE = 240  # characters of somebody's exception in our sentence; `--json` and the log have all of it
@@ -12,7 +13,7 @@ MAX_MESSAGE = 240  # characters of somebody's exception in our sentence; `--json
 def sentence_of(said: Explanation) -> str:
     """Subject, cause, loss, next; separated by semicolons, ended by a full stop."""
     subject = said.run if said.stage is None else f"{said.run}, stage {said.stage}"
-    parts = [f"{subject}: {CAUSES[said.cause](said)}", lost(said), what_next(said)]
+    parts = [f"{subject}: {CAUSES[said.cause](said)}", lost(said), what_next(said), _held_beside(said)]
     return "; ".join(part for part in parts if part) + "."
 
 
@@ -123,7 +124,24 @@ def _stopped_unsaved(said: Explanation) -> str:
     return f"{attempt(said)} was stopped by the platform{at_step(said)} before a save could finish{said_by(said.message)}"
 
 
+def _paused(said: Explanation) -> str:
+    if said.held is None:
+        return f"submission {said.submission} is paused{said_by(said.cluster_reason)}"
+    return f"{_so_far(said)}{words_of(said.held)}"
+
+
+def _so_far(said: Explanation) -> str:
+    """What was done before somebody held the run."""
+    if said.next_stage is not None:
+        return f"finished at step {said.step or 0:,}, and before the next stage, {said.next_stage}, the run was "
+    if said.attempt is not None:
+        return f"{attempt(said)} ended{at_step(said)}, the run was "
+    return "no attempt has started, the run was "
+
+
 def _cancelled(said: Explanation) -> str:
+    if said.held is not None:
+        return f"{_so_far(said)}{words_of(said.held)}"
     if said.attempt is None:
         return f"submission {said.submission} was cancelled before it started{said_by(said.message)}"
     return f"{attempt(said)} was cancelled{at_step(said)}{said_by(said.message)}"
@@ -188,7 +206,7 @@ CAUSES: dict[Cause, Callable[[Explanation], str]] = {
         f"submission {said.submission} is admitted by `{said.launcher}` ({said.cluster_phase}{said_by(said.cluster_reason)}), "
         "no attempt of it has started"
     ),
-    Cause.PAUSED: lambda said: f"submission {said.submission} is paused{said_by(said.cluster_reason)}",
+    Cause.PAUSED: _paused,
     Cause.ENDED_BEFORE_START: _ended_before_start,
     Cause.WAITING_FOR_PEERS: _waiting_for_peers,
     Cause.STARTING: _starting,
@@ -250,7 +268,7 @@ def _after_previous(said: Explanation) -> str:
 # --- what was lost -------------------------------------------------------------------------------------------------------------
 
 SAYS_NO_LOSS = {
-    Cause.NO_STAGES, Cause.NEVER_SUBMITTED, Cause.CLAIMED, Cause.QUEUED, Cause.ADMITTED, Cause.PAUSED, Cause.ENDED_BEFORE_START,
+    Cause.NO_STAGES, Cause.NEVER_SUBMITTED, Cause.CLAIMED, Cause.QUEUED, Cause.ADMITTED, Cause.ENDED_BEFORE_START,
     Cause.WAITING_FOR_PEERS, Cause.STARTING, Cause.RUNNING, Cause.STOPPING, Cause.TRAINED, Cause.STAGE_FINISHED, Cause.FINISHED,
     Cause.NEWER_FORMAT, Cause.UNREADABLE,
 }  # fmt: skip
@@ -258,7 +276,7 @@ SAYS_NO_LOSS = {
 
 def lost(said: Explanation) -> str:
     """What the newest attempt cost, for causes that can cost something."""
-    if said.cause in SAYS_NO_LOSS or said.attempt is None:
+    if said.cause in SAYS_NO_LOSS or said.attempt is None or said.next_stage is not None:
         return ""
     steps, committed = said.steps_lost or 0, said.committed_step or 0
     verb = "would be" if said.cause == Cause.SILENT else "is" if steps == 1 else "are"
@@ -312,8 +330,27 @@ def _resubmit(said: Explanation) -> str:
     return f"nothing runs now, submitted again it goes on {_from(said)}"
 
 
+def _way_on(said: Explanation) -> str:
+    assert said.held is not None
+    where_from = f"with stage {said.next_stage}" if said.next_stage else _from(said)
+    return f"{way_on(said.run, said.held)} goes on {where_from}"
+
+
+def _nothing(said: Explanation) -> str:
+    if said.held is not None:
+        return _way_on(said)
+    return "" if said.cause in (Cause.FINISHED, Cause.NO_STAGES) else "it is not started again by itself"
+
+
+def _held_beside(said: Explanation) -> str:
+    """That the run is held, where that is not the cause itself."""
+    if said.held is None or said.cause in (Cause.PAUSED, Cause.CANCELLED):
+        return ""
+    return f"the run was {words_of(said.held)}: nothing of it is submitted until {way_on(said.run, said.held)}"
+
+
 NEXTS: dict[Next, Callable[[Explanation], str]] = {
-    Next.NOTHING: lambda said: "" if said.cause in (Cause.FINISHED, Cause.NO_STAGES) else "it is not started again by itself",
+    Next.NOTHING: _nothing,
     Next.WAIT: _wait,
     Next.RESTART_IN_PLACE: lambda said: f"its supervisor starts attempt {(said.attempt or 0) + 1} in place, {_from(said)}",
     Next.SUBMIT: lambda said: (
@@ -324,7 +361,7 @@ NEXTS: dict[Next, Callable[[Explanation], str]] = {
     Next.RESUBMIT: _resubmit,
     Next.CHANGE: _change,
     Next.LOOK: lambda said: f"look at `stagecoach logs {said.run}`: if it is dead, submitted again it goes on {_from(said)}",
-    Next.UNPAUSE: lambda said: f"it goes on {_from(said)} once it is unpaused",
+    Next.UNPAUSE: lambda said: _way_on(said) if said.held else f"it goes on {_from(said)} once it is unpaused",
     Next.UPGRADE: lambda _: "read it with that version of Stagecoach or a later one",
     Next.REPAIR: lambda _: "restore that object from a backup, or start a new run",
 }

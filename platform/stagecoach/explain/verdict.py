@@ -11,6 +11,7 @@ from typing import Any
 from stagecoach.constants import MAX_ATTEMPTS_WITHOUT_PROGRESS, ExitCode, Phase
 from stagecoach.contract.attempts import without_progress
 from stagecoach.contract.job import AttemptEnd
+from stagecoach.explain.holds import under_hold
 from stagecoach.explain.records import AttemptFacts, Cause, Explanation, Facts, JobFacts, Next, Previous, SubmissionFacts, Unreadable
 from stagecoach.explain.sentence import sentence_of
 
@@ -33,7 +34,7 @@ COMING_BACK = (Phase.QUEUED, Phase.ADMITTED, Phase.STARTING, Phase.RUNNING, Phas
 
 def explain(facts: Facts) -> Explanation:
     """The whole run's, or the one job's: that of the job which decides what happens to it."""
-    said = decide(facts)
+    said = under_hold(decide(facts), facts.hold)
     return replace(said, sentence=sentence_of(said))
 
 
@@ -41,7 +42,8 @@ def explain_each(facts: Facts) -> list[Explanation]:
     """Every stage's of a run on its own, or the one job's."""
     if facts.unreadable or not facts.jobs:
         return [explain(facts)]
-    each = [explain_job(job, run=facts.name) for job in facts.jobs]
+    held = deciding_job(facts.jobs)  # later stages wait for this one anyway
+    each = [under_hold(explain_job(job, run=facts.name), facts.hold if job is held else None) for job in facts.jobs]
     return [replace(said, sentence=sentence_of(said)) for said in each]
 
 

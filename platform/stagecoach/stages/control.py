@@ -1,5 +1,6 @@
 """Holding a run (pause, cancel), asking for it again, and telling whether somebody watches it. All of it in the bucket."""
 
+import getpass
 import os
 import socket
 import time
@@ -36,7 +37,7 @@ class Control:
 
     def hold(self, kind: Kind, reason: str = "") -> bool:
         """False when it was held so before."""
-        return self.runs.store.create_if_absent(self._key(kind), encode(Hold(kind=kind, reason=reason, at=_now())))
+        return self.runs.store.create_if_absent(self._key(kind), encode(Hold(kind=kind, by=who(), reason=reason, at=_now())))
 
     def held(self) -> Hold | None:
         """The hold that is in force; a cancel weighs more than a pause."""
@@ -120,6 +121,14 @@ def request_of(runs: Runs, run_id: str) -> RunRequest:
             f"was started with, and --run-id {run_id}"
         )
     return request
+
+
+def who() -> str:
+    """`user@host` of this process; a container's user may have no name."""
+    try:
+        return f"{getpass.getuser()}@{socket.gethostname()}"
+    except (KeyError, OSError):
+        return f"{os.getuid()}@{socket.gethostname()}"
 
 
 def _now() -> str:

@@ -7,14 +7,15 @@ from typing import Any
 import pytest
 
 from stagecoach.constants import Phase
+from stagecoach.contract.control import Hold
 from stagecoach.contract.job import RankExit
 from stagecoach.contract.launch import JobState
 from stagecoach.contract.records import decode, encode
 from stagecoach.errors import ClusterUnavailable
 from stagecoach.explain.facts import gather
-from stagecoach.explain.records import Cause, Explanation
+from stagecoach.explain.records import Cause, Explanation, Held
 from stagecoach.explain.resolve import find
-from stagecoach.explain.verdict import explain
+from stagecoach.explain.verdict import explain, explain_each
 from stagecoach.storage import open_store
 from stagecoach.testing.ledger import write_job, write_run
 
@@ -119,6 +120,66 @@ def admitted(root: str) -> None:
 )  # fmt: skip
 def paused(root: str) -> None:
     write_run(root, "r1", "pretrain")[0].submit(1, launcher="jobset")
+
+
+def hold(root: str, kind: Any) -> None:
+    key = f"runs/r1/control/{kind}.json"
+    assert open_store(root).create_if_absent(key, encode(Hold(kind=kind, by="ada@desk", reason="the cluster is needed", at="Monday")))
+
+
+@case(
+    "r1, stage pretrain: attempt 1 ended at step 130, the run was paused by ada@desk at Monday (the cluster is needed); no step is lost, "
+    "step 130 is committed; `stagecoach unpause r1`, then `stagecoach resume r1` goes on from step 130.",
+    cause="paused", next="unpause", stage="pretrain", committed_step=130,
+    held=Held(kind="pause", by="ada@desk", at="Monday", reason="the cluster is needed"),
+)  # fmt: skip
+def paused_by_somebody(root: str) -> None:
+    book = write_run(root, "r1", "pretrain", "sft")[0]
+    book.submit(1)
+    book.start(1)
+    book.end(1, "stopped", 143, step=130, committed_step=130)
+    book.end_submission(1, phase="CANCELLED", exit_code=143)
+    hold(root, "pause")
+
+
+@case(
+    "r1, stage pretrain: finished at step 200, and before the next stage, sft, the run was paused by ada@desk at Monday (the cluster is "
+    "needed); `stagecoach unpause r1`, then `stagecoach resume r1` goes on with stage sft.",
+    cause="paused", next="unpause", next_stage="sft",
+)  # fmt: skip
+def paused_between_stages(root: str) -> None:
+    book = write_run(root, "r1", "pretrain", "sft")[0]
+    book.submit(1)
+    book.start(1)
+    book.end(1, "done", 0, step=200, committed_step=200)
+    book.end_submission(1, phase="SUCCEEDED", exit_code=0)
+    book.finish(step=200)
+    hold(root, "pause")
+
+
+@case(
+    "r1, stage pretrain: no attempt has started, the run was cancelled by ada@desk at Monday (the cluster is needed); "
+    "`stagecoach resume r1` goes on from the beginning.",
+    cause="cancelled", next="nothing",
+)  # fmt: skip
+def cancelled_before_anything_ran(root: str) -> None:
+    write_run(root, "r1", "pretrain", "sft")
+    hold(root, "pause")
+    hold(root, "cancel")
+
+
+@case(
+    "r1, stage pretrain: attempt 1 ended at step 7 because the data is wrong (exit code 41): shard 3; 7 steps are lost, nothing was "
+    "committed; it is not retried: mend or replace the data and start it again; the run was paused by ada@desk at Monday (the cluster is "
+    "needed): nothing of it is submitted until `stagecoach unpause r1`, then `stagecoach resume r1`.",
+    cause="bad_data", next="change",
+)  # fmt: skip
+def paused_and_in_need_of_a_change(root: str) -> None:
+    book = write_run(root, "r1", "pretrain")[0]
+    book.submit(1)
+    book.start(1)
+    book.end(1, "bad_data", 41, step=7, committed_step=0, steps_lost=7, message="shard 3")
+    hold(root, "pause")
 
 
 @case(
@@ -614,6 +675,12 @@ def test_explain_gives_the_exact_facts_and_one_sentence(name: str, tmp_path: Any
     assert said.sentence == wanted.sentence.replace("{root}", root)
     assert {key: getattr(said, key) for key in wanted.facts} == wanted.facts
     assert decode(Explanation, encode(said), uri="explanation") == said  # what --json prints reads back
+
+
+def test_of_a_paused_runs_stages_the_one_that_would_go_on_is_paused(tmp_path: Any) -> None:
+    CASES["paused_by_somebody"].build(tmp_path.as_uri())
+    each = explain_each(gather(find("r1", root=tmp_path.as_uri())))
+    assert [(said.stage, said.cause) for said in each] == [("pretrain", Cause.PAUSED), ("sft", Cause.NEVER_SUBMITTED)]
 
 
 def test_every_cause_has_a_case() -> None:

@@ -1,5 +1,6 @@
 """Cancel, pause, unpause, fork, compare, and finding runs that nobody watches: over the fake launcher and a real folder."""
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +10,7 @@ from click.testing import CliRunner
 
 from stagecoach.cli.act import fork_command, pause_command, unpause_command
 from stagecoach.cli.compare import compare_command
+from stagecoach.cli.read import explain_command, status_command
 from stagecoach.constants import Phase
 from stagecoach.contract.launch import JobState, RunHandle
 from stagecoach.contract.ledger import Runs
@@ -17,7 +19,7 @@ from stagecoach.errors import ConfigError, RunFailed
 from stagecoach.site import Site
 from stagecoach.stages.act import stop_run, unpause
 from stagecoach.stages.compare import compare_runs
-from stagecoach.stages.control import Control, Heartbeat, RunHeld, request_of
+from stagecoach.stages.control import Control, Heartbeat, RunHeld, request_of, who
 from stagecoach.stages.fork import ForkRequest, fork
 from stagecoach.stages.pipeline import pin_stage, prepare_pipeline, request_from
 from stagecoach.stages.recover import find_abandoned
@@ -90,6 +92,12 @@ def test_a_paused_run_ends_its_job_and_is_not_submitted_until_it_is_unpaused(wor
     with pytest.raises(RunHeld, match="paused"):
         world.run()
     assert len(world.cluster.jobs) == 1
+    for command in (status_command, explain_command):
+        told = CliRunner().invoke(command, ["toy", "--root", world.root, "--json"], catch_exceptions=False)
+        answer = json.loads(told.stdout)
+        answer = answer.get("jobs", [answer])[0]
+        assert (answer["cause"], answer["next"], answer["held"]["reason"]) == ("paused", "unpause", "lunch")
+        assert answer["held"]["by"] == who()
     assert unpause(world.runs, "toy")
     assert not unpause(world.runs, "toy")
     assert [one["stage"] for one in world.resume("toy")] == ["pretrain", "sft"]

@@ -33,6 +33,21 @@ class Images(BaseModel):
     training: str | None = None
 
 
+class Pods(BaseModel):
+    """What this cluster's pods need, in the words of the `jobset` scheduler's options (`torchx runopts jobset`)."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    image_pull_policy: Literal["Always", "IfNotPresent", "Never"] = "IfNotPresent"
+    topology: str | None = None  # "required:LEVEL", "preferred:LEVEL" or "unconstrained"
+    retries: int | None = Field(default=None, ge=0)
+    run_as_user: int = Field(default=1000, gt=0)
+    node_selector: dict[str, str] = Field(default_factory=dict)
+    tolerations: list[str] = Field(default_factory=list)  # "key:Effect" or "key:value:Effect"
+    volumes: list[str] = Field(default_factory=list)  # "claim:/path" or "claim:/path:ro"
+    devices: dict[str, str] = Field(default_factory=dict)  # per node, like {"rdma/hca_shared_devices_a" = "1"}
+
+
 class Site(BaseSettings):
     """One cluster's or one machine's settings. Every field has a default that serves the embedded, local use."""
 
@@ -46,6 +61,7 @@ class Site(BaseSettings):
     priority_classes: dict[str, str] = Field(default_factory=dict)  # pipeline stage or "default" -> WorkloadPriorityClass
     images: Images = Images()
     service_account: str | None = None
+    pods: Pods = Pods()
     environment: dict[str, str] = Field(default_factory=dict)
     secrets: tuple[SecretRef, ...] = ()
     grace_s: int = Field(default=30, gt=0, le=86_400)  # between SIGTERM and SIGKILL
@@ -62,6 +78,11 @@ class Site(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """The environment wins over the file, which comes in as the initial values."""
         return (env_settings, init_settings)
+
+    def pod_settings(self) -> dict[str, Any]:
+        """What a cluster launcher's scheduler is told of this site, as its options."""
+        account = {"service_account": self.service_account} if self.service_account else {}
+        return {"namespace": self.namespace, **account, **self.pods.model_dump(exclude_none=True)}
 
 
 def load_site(path: str | None = None) -> Site:
@@ -145,7 +166,8 @@ def _say(item: Any) -> str:
     parts = [str(part) for part in item["loc"]]
     path = ".".join(parts)
     if item["type"] == "extra_forbidden":
-        known = Images.model_fields if parts[0] == "images" and len(parts) > 1 else Site.model_fields
+        nested: dict[str, type[BaseModel]] = {"images": Images, "pods": Pods}
+        known = nested.get(parts[0] if len(parts) > 1 else "", Site).model_fields
         return f"unknown key `{path}`{did_you_mean(parts[-1], sorted(known))}"
     is_secret = parts[0] == "secrets" or any(_SECRET_NAME.search(part) for part in parts)
     return f"`{path}` = {HIDDEN if is_secret else repr(item['input'])}: {rule_of(item)}"

@@ -10,16 +10,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stagecoach.checkpoints import latest_committed
 from stagecoach.constants import Phase
-from stagecoach.contract.attempts import end_the_dead
 from stagecoach.contract.launch import JobState, LaunchSpec, LogLine, RunHandle
 from stagecoach.contract.ledger import JobFolder
 from stagecoach.errors import ConfigError, StagecoachError
 from stagecoach.launch.appdef import SUPERVISOR, build_app
+from stagecoach.launch.ledger_view import LedgerRead, end_dead_attempt, read_ledger
 from stagecoach.launch.local_logs import job_lines
 from stagecoach.launch.local_phase import LedgerView, job_state
-from stagecoach.launch.local_state import JobDirectory, LocalJob, check_folder, job_directories, now, written_at
+from stagecoach.launch.local_state import JobDirectory, LocalJob, check_folder, job_directories, written_at
 from stagecoach.launch.local_stop import cancel_job
 from stagecoach.site import state_folder
 
@@ -75,10 +74,11 @@ class LocalLauncher:
         was_cancelled = directory.is_cancelled
         nodes = directory.views(job)
         folder = JobFolder.open(job.job_uri) if job.job_uri else None
-        ledger, trouble = _read_ledger(folder, job)
+        read = read_ledger(folder, job.submission) if folder else LedgerRead(LedgerView(newest=0, all_joined=True))
+        ledger, trouble = read.view, read.trouble
         state = job_state(nodes, ledger, cancelled=was_cancelled)
         if folder and not trouble and state.phase.is_terminal and nodes[0].condition == "dead":
-            trouble = _end_dead_attempt(folder, ledger.newest, cancelled=was_cancelled)
+            trouble = end_dead_attempt(folder, ledger.newest, cancelled=was_cancelled)
         reason = "; ".join(part for part in (state.reason, trouble) if part)
         return JobState(
             phase=state.phase,
@@ -144,38 +144,6 @@ def _handle(job: LocalJob) -> RunHandle:
 def _run_id(job_uri: str) -> str | None:
     found = _RUN_OF_URI.search(job_uri)
     return found.group(1) if found else None
-
-
-def _read_ledger(folder: JobFolder | None, job: LocalJob) -> tuple[LedgerView, str]:
-    """The ledger's view of this submission, and what kept us from reading it: a store that is away must not hide what we know here."""
-    if folder is None:
-        return LedgerView(newest=0, all_joined=True), ""
-    try:
-        starts = [start for number in folder.attempt_numbers() if (start := folder.attempt_start(number)) is not None]
-        own = [start for start in starts if start.submission == job.submission]
-        if not own:
-            return LedgerView(), ""
-        newest = own[-1].attempt
-        end = folder.attempt_end(newest)
-        return LedgerView(
-            newest=newest,
-            attempts=len(own),
-            all_joined=len(folder.nodes(newest)) == own[-1].nodes,
-            restarting=end is not None and end.restarts_in_place,
-        ), ""
-    except StagecoachError as error:
-        return LedgerView(), f"the ledger cannot be read: {error}"
-
-
-def _end_dead_attempt(folder: JobFolder, attempt: int | None, *, cancelled: bool) -> str:
-    """Writes the end that the leader could not write any more, unless somebody did. Returns what went wrong, if anything."""
-    try:
-        start = folder.attempt_start(attempt) if attempt is not None else None
-        if start is not None and folder.attempt_end(start.attempt) is None:
-            end_the_dead(folder, start, latest_committed(folder)[0], by="controller", at=now(), cancelled=cancelled)
-    except StagecoachError as error:
-        return f"its end cannot be written to the ledger: {error}"
-    return ""
 
 
 def _since(directory: JobDirectory, job: LocalJob, phase: Phase) -> str:

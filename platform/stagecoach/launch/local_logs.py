@@ -67,12 +67,13 @@ class NodeLogs:
     """What the nodes' files say: new lines of supervisors since the last look, and the last lines of every rank. Files may be long."""
 
     def __init__(self, paths: list[Path]) -> None:
-        self.places = dict.fromkeys(paths, 0)
+        self.paths = paths  # may grow: a cluster's pods come and go
+        self.places: dict[Path, int] = {}
         self.ranks: dict[int, Tail] = {}
 
     def new_lines(self, *, is_last: bool = False) -> Iterator[str]:
         """Supervisors' own lines. A line without an end waits, but for the last look."""
-        for path in self.places:
+        for path in list(self.paths):
             for body in self._new_pieces(path, is_last=is_last):
                 for line in body.decode("utf-8", "replace").removesuffix("\n").split("\n"):
                     if match := _RANKS_LINE.match(line):
@@ -87,7 +88,7 @@ class NodeLogs:
         except FileNotFoundError:
             return
         with file:
-            file.seek(self.places[path])
+            file.seek(self.places.setdefault(path, 0))
             while body := file.read(PIECE_BYTES):
                 end = body.rfind(b"\n") + 1
                 if not end and len(body) < PIECE_BYTES and not is_last:

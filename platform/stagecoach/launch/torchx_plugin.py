@@ -1,4 +1,4 @@
-"""What TorchX finds of us: `torchx run -s stagecoach_local ...`.
+"""What TorchX finds of us: `torchx run -s stagecoach_local ...`, `torchx run -s jobset ...`.
 
 TorchX 0.7.0 reads the entry points `torchx.schedulers` and forgets its built-in schedulers as soon as one is registered, so pyproject.toml
 lists those again beside ours. The newer registry (nightly 2026.10.26) reads the same entry points, adds the built-ins by itself, and also
@@ -24,6 +24,13 @@ def stagecoach_local(session_name: str, **_: object) -> "Scheduler[Any]":
     from stagecoach.launch.local_scheduler import StagecoachLocalScheduler
 
     return StagecoachLocalScheduler(session_name)
+
+
+def jobset(session_name: str, **_: object) -> "Scheduler[Any]":
+    """TorchX's factory of the JobSet scheduler. No cluster is asked before something is submitted or looked at."""
+    from stagecoach.launch.jobset.scheduler import JobsetScheduler
+
+    return JobsetScheduler(session_name)
 
 
 def registered(factory: Factory) -> Factory:

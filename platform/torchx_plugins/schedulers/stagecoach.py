@@ -9,3 +9,9 @@ from stagecoach.launch import torchx_plugin
 def stagecoach_local(session_name: str, **parameters: object) -> Any:
     """Detached processes on this machine."""
     return torchx_plugin.stagecoach_local(session_name, **parameters)
+
+
+@torchx_plugin.registered
+def jobset(session_name: str, **parameters: object) -> Any:
+    """Gangs of pods as JobSets, queued by Kueue."""
+    return torchx_plugin.jobset(session_name, **parameters)

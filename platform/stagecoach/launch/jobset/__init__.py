@@ -1,0 +1,1 @@
+"""The `jobset` launcher: JobSet v1alpha2 gangs, queued by Kueue."""

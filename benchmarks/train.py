@@ -65,7 +65,7 @@ def text_batch(tokens_BT: Tensor, labels_BT: Tensor) -> Any:
         tokens_BT=tokens_BT, labels_BT=labels_BT, document_ids_BT=torch.zeros_like(tokens_BT), pixel_values=[],
         positions_BT=torch.arange(length).expand(rows, length).contiguous(), image_slots=torch.zeros(0, 3, dtype=torch.int64),
         image_regions=torch.zeros(0, 4, dtype=torch.int64), pairs_P3=torch.zeros(0, 3, dtype=torch.int64),
-        num_targets=labels_BT.numel(), num_images=0, sample_ids=[[] for _ in range(rows)],
+        num_targets=labels_BT.numel(), num_images=0, sample_ids=[[] for _ in range(rows)], document_sources=[[0] for _ in range(rows)],
     )  # fmt: skip
 
 
@@ -83,7 +83,9 @@ def our_step(tokens_BT: Tensor, labels_BT: Tensor) -> Callable[[], None]:
     batch = text_batch(tokens_BT, labels_BT)
 
     def step() -> None:
-        gradients = compute_gradients(state, [batch], num_targets=batch.num_targets, max_grad_norm=MAX_NORM, device=device)
+        gradients = compute_gradients(
+            state, [batch], num_targets=batch.num_targets, max_grad_norm=MAX_NORM, sources=plan.data.datasets[:1], device=device
+        )
         if state.guard.decide(gradients.loss, gradients.grad_norm) == "take":
             state.optimizer.step(1.0)
         state.optimizer.zero_grad()

@@ -9,6 +9,8 @@ import os
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping
+from datetime import datetime
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -83,6 +85,14 @@ class Kube:
     def text(self, path: str, *, query: Mapping[str, str], what: str, deadline_s: float) -> str:
         """A body that is no JSON (a log)."""
         return self._try("GET", path, query=query, what=what, deadline_s=deadline_s).decode("utf-8", "replace")
+
+    def date(self) -> datetime:
+        """The API server's clock, in whole seconds. Raises ClusterUnavailable."""
+        try:
+            answer = self._send("GET", "/version", query={}, timeout=urllib3.Timeout(connect=CONNECT_S, read=CALL_S))
+            return parsedate_to_datetime(answer.headers["Date"])
+        except (urllib3.exceptions.HTTPError, OSError, KeyError, ValueError) as error:
+            raise ClusterUnavailable(f"ask the API server's clock: {_said(error)}") from error
 
     def stream(self, path: str, *, query: Mapping[str, str], silence_s: float, what: str) -> Iterator[bytes]:
         """Lines as they come, until the server ends the answer. Raises ClusterUnavailable when nothing came for `silence_s`, and what

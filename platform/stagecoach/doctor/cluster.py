@@ -1,0 +1,87 @@
+"""The API server's version, the kinds that launchers need, and Kueue's settings."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import yaml
+
+from stagecoach.doctor.facts import Fact, Place
+from stagecoach.errors import StagecoachError
+from stagecoach.launch.kube import paths
+from stagecoach.launch.kube.client import Kube
+from stagecoach.launch.kube.errors import NoSuchKind, NotFound
+
+OLDEST = (1, 30)  # podFailurePolicy and podReplacementPolicy behave as the JobSets expect
+JOBSET_KIND = "jobset.x-k8s.io/jobset"
+
+
+def check_version(place: Place, kube: Kube) -> Iterator[Fact]:
+    """Kubernetes itself, and whether JobSet's and Kueue's kinds are served in the versions that we speak."""
+    answer = kube.get("/version", what="ask the API server's version")
+    version = str(answer.get("gitVersion", "?"))
+    number = tuple(int("".join(filter(str.isdigit, str(answer.get(part, "0")))) or 0) for part in ("major", "minor"))
+    if number < OLDEST:
+        wanted = ".".join(map(str, OLDEST))
+        yield Fact(
+            check="cluster", verdict="bad", fact=f"Kubernetes {version}", do=f"upgrade to {wanted} or newer: older Jobs end differently"
+        )
+    else:
+        yield Fact(check="cluster", verdict="ok", fact=f"Kubernetes {version} at {kube.host}")
+    yield served(kube, "JobSet", paths.JOBSETS, needed=place.site.launcher == "jobset", release="JobSet 0.10 or newer")
+    yield served(kube, "Kueue", paths.KUEUE, needed=bool(place.site.queue), release="Kueue 0.15 or newer")
+
+
+def served(kube: Kube, name: str, path: str, *, needed: bool, release: str) -> Fact:
+    """Whether a kind's version is served; discovery is open to every account."""
+    group, version = path.removeprefix("/apis/").split("/")
+    try:
+        versions = [item["version"] for item in kube.get(f"/apis/{group}", what=f"look for {name}").get("versions", ())]
+    except (NoSuchKind, NotFound):
+        versions = []
+    if version in versions:
+        return Fact(check="cluster", verdict="ok", fact=f"{name}: {group} serves {', '.join(versions)}")
+    there = f"serves only {', '.join(versions)}" if versions else "is not installed"
+    return Fact(check="cluster", verdict="bad" if needed else "warning", fact=f"{name}: {group} {there}", do=f"install {release}")
+
+
+def check_kueue(place: Place, kube: Kube) -> Iterator[Fact]:
+    """Kueue's own settings: does it manage JobSets, and when does it give up on pods that do not start."""
+    if not place.site.queue:
+        yield Fact(check="kueue", verdict="ok", fact="no queue is named by the site, so Kueue is not asked")
+        return
+    path = paths.of(paths.CORE, "configmaps", "kueue-system", "kueue-manager-config")
+    try:
+        data = kube.get(path, what="read Kueue's settings").get("data", {})
+    except StagecoachError as error:
+        yield Fact(
+            check="kueue",
+            verdict="unknown",
+            fact=f"Kueue's settings cannot be read: {error}",
+            do=f"ask its administrator whether integrations.frameworks has {JOBSET_KIND} (chart: rbac.clusterReader lets doctor look)",
+        )
+        return
+    yield from judge_kueue(yaml.safe_load(data.get("controller_manager_config.yaml", "")) or {})
+
+
+def judge_kueue(settings: dict[str, Any]) -> Iterator[Fact]:
+    """`settings`: Kueue's Configuration."""
+    frameworks = settings.get("integrations", {}).get("frameworks", [JOBSET_KIND])
+    if JOBSET_KIND in frameworks:
+        yield Fact(check="kueue", verdict="ok", fact="Kueue manages JobSets")
+    else:
+        yield Fact(
+            check="kueue",
+            verdict="bad",
+            fact=f"Kueue manages {', '.join(frameworks) or 'nothing'}, no JobSets",
+            do=f"add {JOBSET_KIND} to integrations.frameworks and restart Kueue: JobSets would start unqueued, or never",
+        )
+    waiting = settings.get("waitForPodsReady") or {}
+    if waiting.get("enable") is False:
+        yield Fact(
+            check="kueue",
+            verdict="warning",
+            fact="waitForPodsReady is off: a gang that can start only half keeps its quota",
+            do="set waitForPodsReady.enable=true with a timeout longer than pulling your image takes",
+        )
+    elif timeout := waiting.get("timeout"):
+        yield Fact(check="kueue", verdict="ok", fact=f"pods that have not started within {timeout} are queued again")

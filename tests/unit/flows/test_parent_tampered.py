@@ -1,5 +1,5 @@
 """A parent that somebody tampered with: the next stage is refused before anything of it is written or submitted, and the error names
-what differs. (A flipped byte that only full reading finds reaches the ranks: tests/distributed/flows/test_flipped_byte.py.)"""
+what differs. (A flipped byte that only full reading finds reaches the ranks: tests/distributed/train/test_flipped_byte.py.)"""
 
 import hashlib
 import json

@@ -1,0 +1,122 @@
+"""`gc`, `evaluate` and `--dry-run`: over the fake launcher and a real folder. No server is needed for the flows' bodies."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from stagecoach.contract.evaluation import SCORES
+from stagecoach.contract.ledger import JobFolder, Runs
+from stagecoach.errors import ConfigError
+from stagecoach.stages.control import Control
+from stagecoach.testing.checkpoints import write_checkpoint
+from stagecoach.testing.fake_launcher import FakeCluster
+from stagecoach.testing.flow_world import TOY_SETTINGS, Counter, TrainingLauncher
+from stagecoach_flows.cli import run_command
+from stagecoach_flows.parameters import EvaluateParameters, GcParameters, Mm1Parameters
+from stagecoach_flows.pipeline import plain_stage, run_pipeline
+from stagecoach_flows.surroundings import Outcome, Surroundings, surrounded
+from stagecoach_flows.upkeep import evaluate, gc
+
+ASKED = ('sft.evaluation.suites=["general"]', "sft.evaluation.shots=[0]")
+SETTINGS = (*(setting for setting in TOY_SETTINGS if setting != "sft.evaluation.suites=[]"), *ASKED)
+
+
+@contextmanager
+def flows_on(cluster: FakeCluster, **changes: Any) -> Iterator[None]:
+    around = Surroundings(
+        launcher=lambda *_: TrainingLauncher(cluster, Counter()), poll_s=0.0, retry_delays_s=(), outcome=Outcome(), **changes
+    )
+    with surrounded(around):
+        yield
+
+
+def trained(root: str, corpus: str, cluster: FakeCluster, **changes: Any) -> Runs:
+    """A run whose stages are finished, without its evaluation."""
+    asked: dict[str, Any] = {"recipe": "mm1_tiny", "root": root, "run_id": "toy", "data": corpus, "settings": SETTINGS, **changes}
+    with flows_on(cluster, evaluation=lambda *_: None):
+        run_pipeline(Mm1Parameters(**asked), run_one=plain_stage)
+    return Runs.open(root)
+
+
+def folder_of(runs: Runs, stage: str) -> JobFolder:
+    run = runs.run("toy")
+    assert run is not None
+    return runs.stage(run, stage)
+
+
+def steps_in(folder: JobFolder) -> list[int]:
+    return sorted(int(name.removeprefix("step-")) for name in folder.store.list_folders("checkpoints"))
+
+
+def test_evaluate_asks_the_plans_suites_once(root: str, corpus: str) -> None:
+    cluster = FakeCluster()
+    runs = trained(root, corpus, cluster)
+    wanted = EvaluateParameters(run_id="toy", stage="sft", root=root)
+    with flows_on(cluster):
+        first = evaluate.fn(wanted)
+        assert evaluate.fn(wanted) == first
+    assert list(first) == ["general"]
+    assert JobFolder.open(first["general"]).store.exists(SCORES)
+    assert len(cluster.jobs) == 3  # two stages, one evaluation
+    with flows_on(cluster):
+        with pytest.raises(ConfigError, match="run toy has pretrain, sft"):
+            evaluate.fn(EvaluateParameters(run_id="toy", stage="video", root=root))
+        assert Control(runs, "toy").held() is None
+
+
+def test_gc_removes_what_nobody_keeps_and_leaves_alone_what_runs_and_what_was_handed_over(root: str, corpus: str) -> None:
+    runs = trained(root, corpus, FakeCluster(), settings=(*SETTINGS, "pretrain.checkpoint.keep=2"))
+    pretrain, sft = folder_of(runs, "pretrain"), folder_of(runs, "sft")
+    for step in (1, 2, 3):
+        write_checkpoint(pretrain, step)
+    assert steps_in(pretrain) == [1, 2, 3, 4]
+    looked = gc.fn(GcParameters(root=root, dry_run=True))
+    assert steps_in(pretrain) == [1, 2, 3, 4]
+    done = gc.fn(GcParameters(root=root))
+    assert (looked["removed"], done["removed"]) == (2, 2)
+    assert done["bytes"] > 0
+    assert (steps_in(pretrain), steps_in(sft)) == ([3, 4], [4])  # what stage.json names stays
+    assert gc.fn(GcParameters(root=root, run_id="toy"))["removed"] == 0
+
+
+def test_gc_passes_over_a_run_that_cannot_be_read(root: str, corpus: str) -> None:
+    runs = trained(root, corpus, FakeCluster())
+    runs.store.publish("runs/broken/run.json", b"{")
+    assert gc.fn(GcParameters(root=root)) == {"removed": 0, "bytes": 0}
+
+
+def dry(root: str, corpus: str, *more: str) -> Any:
+    settings = [part for setting in SETTINGS for part in ("--set", setting)]
+    asked = ["mm1_tiny", "--root", root, "--run-id", "toy", "--data", corpus, *settings, "--dry-run", *more]
+    return CliRunner().invoke(run_command, asked, catch_exceptions=False)
+
+
+def test_a_dry_run_shows_all_stages_plans_costs_and_launch_specs_and_starts_nothing(root: str, corpus: str) -> None:
+    told = json.loads(dry(root, corpus, "--json").stdout)
+    assert told["format"] == "stagecoach.dry-run/1"
+    assert [(stage["stage"], stage["starts_from"], stage["is_done"]) for stage in told["stages"]] == [
+        ("pretrain", None, False), ("sft", "pretrain", False),
+    ]  # fmt: skip
+    for stage in told["stages"]:
+        assert stage["plan"]["name"] == stage["stage"]
+        assert all(one["fingerprint"] for one in stage["plan"]["data"]["datasets"] if one["uri"])
+        assert stage["costs"]["steps"] == 4
+        assert stage["costs"]["gpu_hours"] > 0
+        assert stage["launch"]["entrypoint"] == "stagecoach_workloads.train:main"
+        assert (stage["launch"]["identity"], stage["launch"]["job_uri"].startswith(f"{root}/runs/toy/")) == (stage["identity"], True)
+    shown = dry(root, corpus).stdout
+    assert all(f"# {stage}: {what}" in shown for stage in ("pretrain", "sft") for what in ("plan", "launch spec"))
+    assert not Path(root.removeprefix("file://")).exists()
+
+
+def test_a_dry_run_of_a_run_under_way_says_what_is_done(root: str, corpus: str) -> None:
+    runs = trained(root, corpus, FakeCluster(), stages=("pretrain",))
+    before = sorted((info.key, info.size) for info in runs.store.list(""))
+    told = json.loads(dry(root, corpus, "--json").stdout)
+    assert [stage["is_done"] for stage in told["stages"]] == [True, False]
+    assert sorted((info.key, info.size) for info in runs.store.list("")) == before

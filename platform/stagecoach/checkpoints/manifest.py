@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 
 from stagecoach.checkpoints.listing import COMMITTED, MANIFEST, CheckpointRef
-from stagecoach.contract.checkpoint import BLOCK_BYTES, CheckpointManifest, ObjectDigests, Piece, TensorEntry
+from stagecoach.contract.checkpoint import BLOCK_BYTES, CheckpointManifest, ObjectDigests, Piece, TensorEntry, object_after
 from stagecoach.contract.ledger import JobFolder
 from stagecoach.contract.records import decode, shortened
 from stagecoach.errors import CheckpointError, ContractError, NewerFormat
@@ -124,23 +124,39 @@ def _wrong_tensor(tensor: TensorEntry, objects: dict[str, ObjectDigests]) -> str
     if width is None:
         return f"dtype {shortened(tensor.dtype)} is not known; known: {', '.join(BYTES_OF)}"
     for piece in tensor.pieces:
-        holder = objects.get(piece.object)
-        if holder is None:
-            return f"a piece of it is in {shortened(piece.object)}, which the manifest does not list"
-        if piece.start + piece.size > holder.size:
-            return f"bytes {piece.start} to {piece.start + piece.size} of {piece.object} are past its end at {holder.size}"
+        if problem := _wrong_holders(piece, objects):
+            return problem
         if len(piece.offset) != len(tensor.shape) or len(piece.shape) != len(tensor.shape):
             return f"a piece has {len(piece.shape)} dimensions, the tensor {len(tensor.shape)}"
-        if any(at + length > whole for at, length, whole in zip(piece.offset, piece.shape, tensor.shape, strict=True)):
-            return f"a piece of shape {list(piece.shape)} at {list(piece.offset)} reaches out of {list(tensor.shape)}"
+        if piece.count > 1 and not (piece.along < len(tensor.shape) and piece.shape[piece.along]):
+            return f"{piece.count} boxes cannot follow each other along dimension {piece.along} of {list(piece.shape)}"
+        if any(at + length > whole for at, length, whole in zip(piece.offset, piece.span, tensor.shape, strict=True)):
+            return f"a piece of shape {list(piece.span)} at {list(piece.offset)} reaches out of {list(tensor.shape)}"
         if piece.size != math.prod(piece.shape) * width:
             return f"a piece of shape {list(piece.shape)} in {tensor.dtype} has {piece.size} bytes"
-    if sum(math.prod(piece.shape) for piece in tensor.pieces) != math.prod(tensor.shape) or _overlap(tensor.pieces, tensor.shape):
+    if sum(math.prod(piece.span) for piece in tensor.pieces) != math.prod(tensor.shape) or overlap(tensor.pieces, tensor.shape):
         return f"its pieces do not cover {list(tensor.shape)} exactly once"
     return ""
 
 
-def _overlap(pieces: Sequence[Piece], shape: Sequence[int]) -> bool:
+def _wrong_holders(piece: Piece, objects: dict[str, ObjectDigests]) -> str:
+    """Each of a piece's boxes lies in an object that is listed, and within it."""
+    if piece.count > len(objects):
+        return f"{piece.count} boxes of it would be in as many objects, and the manifest lists {len(objects)}"
+    for number in range(piece.count):
+        try:
+            name = object_after(piece.object, number)
+        except ValueError as error:
+            return shortened(str(error))
+        holder = objects.get(name)
+        if holder is None:
+            return f"a piece of it is in {shortened(name)}, which the manifest does not list"
+        if piece.start + piece.size > holder.size:
+            return f"bytes {piece.start} to {piece.start + piece.size} of {name} are past its end at {holder.size}"
+    return ""
+
+
+def overlap(pieces: Sequence[Piece], shape: Sequence[int]) -> bool:
     """Whether two boxes share an element: a sweep along the dimension with the most cuts."""
     boxes = [piece for piece in pieces if piece.size]
     if len(boxes) < 2:
@@ -151,9 +167,9 @@ def _overlap(pieces: Sequence[Piece], shape: Sequence[int]) -> bool:
     boxes.sort(key=lambda box: box.offset[dim])
     for index, box in enumerate(boxes):
         for other in boxes[index + 1 :]:
-            if other.offset[dim] >= box.offset[dim] + box.shape[dim]:
+            if other.offset[dim] >= box.offset[dim] + box.span[dim]:
                 break
-            if _share(zip(box.offset, box.shape, other.offset, other.shape, strict=True)):
+            if _share(zip(box.offset, box.span, other.offset, other.span, strict=True)):
                 return True
     return False
 

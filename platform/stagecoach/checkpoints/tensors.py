@@ -60,7 +60,7 @@ def read_tensor(job: JobFolder, ref: CheckpointRef, tensor: TensorEntry) -> byte
 def bands(job: JobFolder, ref: CheckpointRef, tensor: TensorEntry) -> Iterator[bytes]:
     """A tensor's bytes in row-major order: bands of whole rows of its first dimension, about 64 MiB each (one row at least)."""
     width = BYTES_OF[tensor.dtype]
-    pieces = [_lifted(piece) for piece in tensor.pieces if piece.size]
+    pieces = [_lifted(piece) for piece in tensor.boxes() if piece.size]
     shape = tensor.shape or (1,)
     row_bytes = math.prod(shape[1:]) * width
     if not pieces:

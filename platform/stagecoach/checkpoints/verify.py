@@ -99,7 +99,7 @@ def tensors_in(manifest: CheckpointManifest, name: str, start: int, stop: int) -
     return tuple(
         tensor.name
         for tensor in manifest.tensors
-        if any(piece.object == name and piece.start < stop and start < piece.start + piece.size for piece in tensor.pieces)
+        if any(piece.object == name and piece.start < stop and start < piece.start + piece.size for piece in tensor.boxes())
     )
 
 
@@ -161,8 +161,8 @@ def _wrong_rank(job: JobFolder, ref: CheckpointRef, manifest: CheckpointManifest
     other = sorted({entry.name for entry in said.objects} - {entry.name for entry in manifest.objects if entry in said.objects})
     if other:
         return f"it says of {', '.join(other)} what the manifest does not"
-    pieces = {(tensor.part, tensor.name, piece) for tensor in manifest.tensors for piece in tensor.pieces}
-    alien = [tensor.name for tensor in said.tensors for piece in tensor.pieces if (tensor.part, tensor.name, piece) not in pieces]
+    pieces = {(tensor.part, tensor.name, piece) for tensor in manifest.tensors for piece in tensor.boxes()}
+    alien = [tensor.name for tensor in said.tensors for piece in tensor.boxes() if (tensor.part, tensor.name, piece) not in pieces]
     return f"it says of {alien[0]} what the manifest does not" if alien else ""
 
 

@@ -10,7 +10,8 @@ checkpoints/step-{S:08d}/attempt-{n}/      written once, never used again
     SKIPPED-{r:05d}                         why rank r could not copy its part: nobody waits for its digests, nothing is committed
 """
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -20,6 +21,17 @@ from stagecoach.contract.records import Record, Stored
 BLOCK_BYTES = 8 << 20  # one digest each: a flipped bit is found, and named, to within a block
 
 CheckpointPart = Literal["model", "optimizer"]
+_NUMBERED = re.compile(r"(.*-)(\d+)(\.\w+)")
+
+
+def object_after(name: str, by: int) -> str:
+    """The object of the rank that is `by` further on. Raises ValueError for a name without a number."""
+    found = _NUMBERED.fullmatch(name)
+    if by == 0:
+        return name
+    if found is None:
+        raise ValueError(f"{name!r} has no number to count from, like model-00000.safetensors")
+    return f"{found[1]}{int(found[2]) + by:0{len(found[2])}d}{found[3]}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,13 +46,35 @@ class ObjectDigests(Record):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Piece(Record):
-    """A box of a tensor and where its bytes lie: row-major, little-endian, without gaps."""
+    """A box of a tensor and where its bytes lie: row-major, little-endian, without gaps.
+
+    With a `count` above 1 it stands for so many boxes of one shape, one after the other along a dimension, each at the same place of an
+    object of its own: model-00003.safetensors, model-00004.safetensors, ... A tensor that 512 ranks share needs a few of them, not 512.
+    """
 
     object: str  # name of the object
     start: WholeNumber  # first byte in the object
     size: WholeNumber  # bytes
     offset: tuple[WholeNumber, ...]  # of the box in the tensor, an entry a dimension
     shape: tuple[WholeNumber, ...]  # of the box
+    count: Count = 1
+    along: WholeNumber = 0  # the dimension
+
+    @property
+    def span(self) -> tuple[int, ...]:
+        """The shape of all boxes together, which is a box too."""
+        if self.count == 1:
+            return self.shape
+        return tuple(size * self.count if dim == self.along else size for dim, size in enumerate(self.shape))
+
+    def boxes(self, first: int = 0, stop: int | None = None) -> "Iterator[Piece]":
+        """Its boxes one by one, from number `first` to before `stop`."""
+        if self.count == 1 and first == 0 and stop != 0:
+            yield self
+            return
+        for number in range(first, self.count if stop is None else min(stop, self.count)):
+            at = tuple(start + number * self.shape[dim] if dim == self.along else start for dim, start in enumerate(self.offset))
+            yield Piece(object=object_after(self.object, number), start=self.start, size=self.size, offset=at, shape=self.shape)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,6 +86,11 @@ class TensorEntry(Record):
     dtype: str  # as safetensors writes it: "F32", "BF16", "I64", ...
     shape: tuple[WholeNumber, ...]
     pieces: tuple[Piece, ...]
+
+    def boxes(self) -> Iterator[Piece]:
+        """Every box of every piece."""
+        for piece in self.pieces:
+            yield from piece.boxes()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,6 +107,7 @@ class RankDigests(Stored):
     """`digests-{r}.json`: what one rank wrote, and which pieces of which tensors are in it."""
 
     FORMAT = "stagecoach.checkpoint-digests"
+    VERSION = 2  # as the manifest's
 
     rank: WholeNumber
     step: WholeNumber
@@ -81,6 +121,7 @@ class CheckpointManifest(Stored):
     """`MANIFEST.json`: everything that was saved at one step by one attempt."""
 
     FORMAT = "stagecoach.checkpoint"
+    VERSION = 2  # 2: pieces with a count; 1 is read as well
 
     job_uri: str  # whose it is: a copy in another run's folder is refused
     step: WholeNumber

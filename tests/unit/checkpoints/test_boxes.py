@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from stagecoach.checkpoints import DamagedCheckpoint
+from stagecoach.checkpoints.packing import packed
 from stagecoach.contract.checkpoint import BLOCK_BYTES, Piece, TensorEntry
 from stagecoach.errors import CheckpointError
 from stagecoach_workloads.checkpoints.commit import merge_entries
@@ -61,11 +62,37 @@ def test_any_box_comes_back_from_any_cut(drawn: tuple[list[list[tuple[int, int]]
         pieces.append(Piece(object="o", start=len(stored), size=len(body), offset=offset, shape=size))
         stored += body
     entry = TensorEntry(part="model", name="t", dtype="I32", shape=tuple(shape), pieces=tuple(pieces))
+    check_load(entry, stored, whole, box)
+
+
+@settings(max_examples=40)
+@given(st.integers(1, 40), st.integers(1, 9), st.integers(0, 1), st.data())
+def test_any_box_comes_back_from_pieces_that_stand_for_many_ranks(size: int, ranks: int, dim: int, data: st.DataObject) -> None:
+    """Cut as torch cuts along a dimension; all ranks' boxes lie at the same place of an object of their own."""
+    whole = torch.arange(1, size * 3 + 1, dtype=torch.int32).view((size, 3) if dim == 0 else (3, size))
+    bodies, pieces, at = {}, [], 0
+    for rank, part in enumerate(whole.chunk(ranks, dim)):
+        body, name = part.contiguous().numpy().tobytes(), f"model-{rank:05d}.safetensors"
+        bodies[name] = body
+        pieces.append(Piece(object=name, start=0, size=len(body), offset=(at, 0) if dim == 0 else (0, at), shape=tuple(part.shape)))
+        at += part.shape[dim]
+    short = packed(pieces)
+    assert len(short) <= 2
+    entry = TensorEntry(part="model", name="t", dtype="I32", shape=tuple(whole.shape), pieces=short)
+    start = data.draw(st.integers(0, size - 1))
+    along = (start, data.draw(st.integers(1, size - start)))
+    check_load(entry, bodies, whole, [along, (1, 2)] if dim == 0 else [(1, 2), along])
+
+
+def check_load(entry: TensorEntry, stored: bytes | dict[str, bytes], whole: Tensor, box: list[tuple[int, int]]) -> None:
+    """Loads the box from what is stored, one object or several by name."""
+    shape = list(whole.shape)
     into = torch.zeros([size for _, size in box], dtype=torch.int32)
     plan = LoadPlan()
     plan.add(entry, box_of(into, shape, box))
     for read in plan.reads:
-        read.into[:] = list(stored[read.start : read.start + read.into.size])
+        body = stored if isinstance(stored, bytes) else stored[read.object]
+        read.into[:] = list(body[read.start : read.start + read.into.size])
     plan.finish()
     assert torch.equal(into, whole[tuple(slice(start, start + size) for start, size in box)])
 
@@ -159,6 +186,18 @@ HALVES = [
 def test_pieces_of_all_ranks_become_one_entry_in_order() -> None:
     [merged] = merge_entries(reversed(HALVES))
     assert [piece.offset for piece in merged.pieces] == [(0,), (2,)]
+
+
+@given(st.permutations(range(6)))
+def test_ranks_that_cut_alike_come_to_one_piece_whoever_is_heard_first(order: list[int]) -> None:
+    ranks = [
+        replace(HALVES[0], shape=(12,), pieces=(replace(HALVES[0].pieces[0], object=f"model-{rank:05d}.safetensors", offset=(2 * rank,)),))
+        for rank in range(6)
+    ]
+    [merged] = merge_entries(ranks[rank] for rank in order)
+    assert merged.pieces == (replace(ranks[0].pieces[0], count=6),)
+    with pytest.raises(SaveFailed, match="exactly one writer"):
+        merge_entries([*(ranks[rank] for rank in order[:5]), ranks[order[0]]])
 
 
 @pytest.mark.parametrize(

@@ -118,7 +118,7 @@ def rewrite_manifest(store: Store, **changes: object) -> None:
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"format": "stagecoach.checkpoint/2"}, r"stagecoach.checkpoint/2, newer than stagecoach.checkpoint/1"),
+        ({"format": "stagecoach.checkpoint/3"}, r"stagecoach.checkpoint/3, newer than stagecoach.checkpoint/2"),
         ({"job_uri": "file:///elsewhere/runs/other/stages/00-pretrain"}, "written by the job file:///elsewhere/runs/other"),
     ],
 )

@@ -67,11 +67,11 @@ def test_list_tells_a_damaged_manifest(filled: JobFolder) -> None:
 def test_list_tells_one_of_a_newer_format(filled: JobFolder) -> None:
     ref = next(candidates(filled))
     rewrite_manifest(
-        filled, ref, filled.store.read(f"{ref.key}/MANIFEST.json").replace(b"stagecoach.checkpoint/1", b"stagecoach.checkpoint/2")
+        filled, ref, filled.store.read(f"{ref.key}/MANIFEST.json").replace(b"stagecoach.checkpoint/2", b"stagecoach.checkpoint/3")
     )
     told = answer("list", filled.uri)[2]
     assert told["state"] == "newer format"
-    assert "newer than stagecoach.checkpoint/1" in told["reason"]
+    assert "newer than stagecoach.checkpoint/2" in told["reason"]
     assert answer("verify", ref.uri)[0]["damaged"] is False  # nothing to quarantine
     assert run("verify", "--quarantine", ref.uri).exit_code == 1
     assert ref in candidates(filled)

@@ -120,11 +120,25 @@ def test_another_plans_checkpoint_and_a_newer_format_are_refused_but_not_quarant
     ref = write_checkpoint(job, 5)
     with pytest.raises(ForeignCheckpoint, match="identity abababababab, this plan has cdcdcdcdcdcd"):
         newest_good(job, identity="cd" * 32)
-    edit(job, ref, lambda manifest: manifest.update(format="stagecoach.checkpoint/2"))
-    with pytest.raises(NewerCheckpoint, match="stagecoach.checkpoint/2, newer than stagecoach.checkpoint/1") as told:
+    edit(job, ref, lambda manifest: manifest.update(format="stagecoach.checkpoint/3"))
+    with pytest.raises(NewerCheckpoint, match="stagecoach.checkpoint/3, newer than stagecoach.checkpoint/2") as told:
         newest_good(job)
     assert told.value.exit_code == ExitCode.INCOMPATIBLE_CHECKPOINT
     assert list(candidates(job)) == [ref]
+
+
+def test_a_checkpoint_of_the_format_before_is_read(job: JobFolder) -> None:
+    """F40. Version 1 knew no pieces that stand for several boxes."""
+    ref = write_checkpoint(job, 5, world_size=3)
+
+    def as_before(manifest: dict[str, Any]) -> None:
+        manifest["format"] = "stagecoach.checkpoint/1"
+        for tensor in manifest["tensors"]:
+            for piece in tensor["pieces"]:
+                del piece["count"], piece["along"]
+
+    edit(job, ref, as_before)
+    assert verify(job, ref).num_bytes > 3000
 
 
 @pytest.mark.parametrize(

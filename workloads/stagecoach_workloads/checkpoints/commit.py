@@ -2,12 +2,14 @@
 
 import hashlib
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from math import prod
 
 from stagecoach.checkpoints.listing import COMMITTED, MANIFEST, CheckpointRef
+from stagecoach.checkpoints.manifest import overlap
+from stagecoach.checkpoints.packing import joined, packed
 from stagecoach.contract.checkpoint import BLOCK_BYTES, CheckpointManifest, ObjectDigests, Piece, RankDigests, TensorEntry
 from stagecoach.contract.ledger import JobFolder
 from stagecoach.contract.records import decode, encode
@@ -40,12 +42,13 @@ class Commit:
     def __init__(self, job: SaverJob, folder: JobFolder, ref: CheckpointRef, enter: Enter) -> None:
         self._job, self._folder, self._ref, self._enter = job, folder, ref, enter
         self._digests_objects: dict[int, ObjectDigests] = {}  # by rank: proven like all other objects
+        self._merger = Merger()
 
     def run(self) -> None:
         """Raises Fenced, SkippedByRank, SaveFailed, StorageError; then nothing was committed."""
-        ranks = self._gather()
+        objects = self._gather()
         self._enter("manifest", self._ref.step)
-        manifest = self._manifest(ranks)
+        manifest = self._manifest(objects)
         body = encode(manifest, indent=None)
         self._folder.store.publish(f"{self._ref.key}/{MANIFEST}", body)
         self._look_at_all(manifest, body)
@@ -55,18 +58,20 @@ class Commit:
         if not self._folder.store.create_if_absent(f"{self._ref.key}/{COMMITTED}", proof):
             raise SaveFailed(f"{self._ref.uri} was committed by somebody else; two processes act as attempt {self._job.attempt}")
 
-    def _gather(self) -> list[RankDigests]:
-        """Every rank's digests, as soon as they stand in the bucket."""
-        found: dict[int, RankDigests] = {}
+    def _gather(self) -> list[ObjectDigests]:
+        """Every rank's objects, as soon as its digests stand in the bucket; its tensors go into the merger."""
+        found: dict[int, tuple[ObjectDigests, ...]] = {}
         for _ in looks(self._job, self._folder, self._ref, lambda: _missing(self._job, found)):
             names = {info.key.rpartition("/")[2] for info in self._folder.store.list(self._ref.key)}
             raise_when_skipped(names)
             new = [rank for rank in range(self._job.world_size) if rank not in found and digests_name(rank) in names]
             with ThreadPoolExecutor(LOOKS_AT_ONCE) as pool:
-                found.update(zip(new, pool.map(self._read_digests, new), strict=True))
+                for digests in pool.map(self._read_digests, new):
+                    self._merger.add(digests.tensors)
+                    found[digests.rank] = digests.objects
             if len(found) == self._job.world_size:
                 break
-        return [found[rank] for rank in sorted(found)]
+        return [item for rank in sorted(found) for item in found[rank]]
 
     def _read_digests(self, rank: int) -> RankDigests:
         key = f"{self._ref.key}/{digests_name(rank)}"
@@ -78,7 +83,7 @@ class Commit:
         self._digests_objects[rank] = ObjectDigests(name=digests_name(rank), size=len(body), blocks=blocks, checksum=digest.of(body))
         return digests
 
-    def _manifest(self, ranks: Sequence[RankDigests]) -> CheckpointManifest:
+    def _manifest(self, objects: Sequence[ObjectDigests]) -> CheckpointManifest:
         job = self._job
         return CheckpointManifest(
             job_uri=self._folder.uri,
@@ -89,8 +94,8 @@ class Commit:
             mesh=job.mesh,
             fingerprints=job.fingerprints,
             versions=job.versions,
-            objects=tuple(item for rank in ranks for item in rank.objects) + tuple(self._digests_objects[rank.rank] for rank in ranks),
-            tensors=merge_entries(entry for rank in ranks for entry in rank.tensors),
+            objects=(*objects, *(self._digests_objects[rank] for rank in range(job.world_size))),
+            tensors=self._merger.merged(),
         )
 
     def _look_at_all(self, manifest: CheckpointManifest, body: bytes) -> None:
@@ -148,30 +153,52 @@ def raise_when_skipped(names: set[str]) -> None:
             raise SkippedByRank(f"rank {int(name.removeprefix(SKIPPED))} could not copy its state to host memory")
 
 
+class Merger:
+    """Puts together what ranks say of the tensors they share, rank by rank: 512 ranks' pieces of a 3B model are a million."""
+
+    def __init__(self) -> None:
+        self._kinds: dict[tuple[str, str], TensorEntry] = {}
+        self._pieces: dict[tuple[str, str], list[Piece]] = {}
+
+    def add(self, entries: Iterable[TensorEntry]) -> None:
+        """One rank's. Raises SaveFailed when it disagrees with another."""
+        for entry in entries:
+            key = entry.part, entry.name
+            known = self._kinds.setdefault(key, replace(entry, pieces=()))
+            if (known.dtype, known.shape) != (entry.dtype, entry.shape):
+                raise SaveFailed(f"{entry.name} is {known.dtype} {known.shape} on one rank and {entry.dtype} {entry.shape} on another")
+            pieces = self._pieces.setdefault(key, [])
+            for piece in entry.pieces:
+                longer = joined(pieces[-1], piece) if pieces else None
+                if longer is None:
+                    pieces.append(piece)
+                else:
+                    pieces[-1] = longer
+
+    def merged(self) -> tuple[TensorEntry, ...]:
+        """One entry a tensor, sorted. Raises SaveFailed when the pieces do not cover it exactly once."""
+        entries = [replace(self._kinds[key], pieces=packed(self._pieces[key])) for key in sorted(self._kinds)]
+        for entry in entries:
+            _check_cover(entry)
+        return tuple(entries)
+
+
 def merge_entries(entries: Iterable[TensorEntry]) -> tuple[TensorEntry, ...]:
-    """One entry a tensor with all ranks' pieces. Raises SaveFailed when ranks disagree or the pieces do not cover it exactly once."""
-    kinds: dict[tuple[str, str], TensorEntry] = {}
-    pieces: dict[tuple[str, str], list[Piece]] = {}
-    for entry in entries:
-        known = kinds.setdefault((entry.part, entry.name), entry)
-        if (known.dtype, known.shape) != (entry.dtype, entry.shape):
-            raise SaveFailed(f"{entry.name} is {known.dtype} {known.shape} on one rank and {entry.dtype} {entry.shape} on another")
-        pieces.setdefault((entry.part, entry.name), []).extend(entry.pieces)
-    merged = {key: replace(entry, pieces=tuple(sorted(pieces[key], key=lambda piece: piece.offset))) for key, entry in kinds.items()}
-    for entry in merged.values():
-        _check_cover(entry)
-    return tuple(merged[key] for key in sorted(merged))
+    """One entry a tensor with all ranks' pieces. Raises SaveFailed as `Merger` does."""
+    merger = Merger()
+    merger.add(entries)
+    return merger.merged()
 
 
 def _check_cover(entry: TensorEntry) -> None:
-    covered, boxes = sum(prod(piece.shape) for piece in entry.pieces), {piece.offset for piece in entry.pieces}
-    if covered != prod(entry.shape) or len(boxes) != len(entry.pieces):
+    covered = sum(prod(piece.span) for piece in entry.pieces)
+    if covered != prod(entry.shape) or overlap(entry.pieces, entry.shape):
         raise SaveFailed(
             f"{entry.name}: the ranks' pieces hold {covered} of {prod(entry.shape)} elements; "
             "its mesh must span all ranks, so that each element has exactly one writer"
         )
 
 
-def _missing(job: SaverJob, found: dict[int, RankDigests]) -> str:
+def _missing(job: SaverJob, found: Collection[int]) -> str:
     ranks = [rank for rank in range(job.world_size) if rank not in found]
     return f"{len(ranks)} of {job.world_size} ranks have not written their part (rank {ranks[0]} first)" if ranks else "nothing is missing"

@@ -1,6 +1,6 @@
 """From a checkpoint of any layout into this rank's tensors: each rank reads the boxes it needs, nothing is gathered."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 
@@ -31,8 +31,9 @@ class LoadPlan:
             return
         target = _host_memory(box.local)
         covered = 0
+        wanted = (box.box_offset, box.box_shape)
         for piece in entry.pieces:
-            covered += self._add_piece(piece, (box.box_offset, box.box_shape), target)
+            covered += sum(self._add_piece(each, wanted, target) for each in boxes_near(piece, wanted))
         if covered != target.numel():
             raise DamagedCheckpoint(f"{entry.name}: the pieces in the manifest hold {covered} of the {target.numel()} elements needed")
         if target.data_ptr() != box.local.data_ptr():
@@ -63,6 +64,14 @@ class LoadPlan:
             place = whole_rows
         self.reads.append(Read(object=piece.object, start=piece.start + first * row_bytes, into=_bytes_of(place)))
         return prod(shape)
+
+
+def boxes_near(piece: Piece, box: Box) -> Iterator[Piece]:
+    """Those of a piece's boxes that may share something with `box`: of 512 ranks' boxes a few are looked at."""
+    if piece.count == 1:
+        return piece.boxes()
+    start, size = box[0][piece.along] - piece.offset[piece.along], piece.shape[piece.along]
+    return piece.boxes(max(0, start // size), max(0, -(-(start + box[1][piece.along]) // size)))
 
 
 def plan_load(manifest: CheckpointManifest, into: CheckpointState, parts: Sequence[CheckpointPart], rank: int) -> LoadPlan:

@@ -5,7 +5,7 @@ import re
 from stagecoach.constants import ExitCode
 from stagecoach.contract.job import Ending, RankOutcome
 from stagecoach.contract.local import MAX_MESSAGE_CHARS, Heartbeat
-from stagecoach.errors import ConfigError, ContractError, StagecoachError, StorageError
+from stagecoach.errors import CheckpointError, ConfigError, ContractError, StagecoachError, StorageError
 
 _KIND_OF_CODE: dict[int, Ending] = {
     ExitCode.BAD_CONFIG: "bad_config",
@@ -55,6 +55,8 @@ def classify(error: BaseException | None) -> tuple[Ending, int]:
         return "stopped", ExitCode.STOPPED
     if isinstance(error, ConfigError):
         return "bad_config", error.job_exit_code
+    if isinstance(error, CheckpointError):  # also one of a newer format, which is a ContractError too
+        return _of_our_own(error)
     if isinstance(error, ContractError):  # damaged, edited or newer: no time heals an object that is written once
         return "bad_config", ExitCode.BAD_CONFIG
     if isinstance(error, StagecoachError):

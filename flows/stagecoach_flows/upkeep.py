@@ -48,15 +48,18 @@ def gc(parameters: GcParameters = GcParameters()) -> dict[str, Any]:  # noqa: B0
                 removed, num_bytes = removed + done[0], num_bytes + done[1]
         except StagecoachError as error:
             logger.warning("run {} is passed over: {}", run_id, error)
-    return {"removed": removed, "bytes": num_bytes}
+    return {"would_remove": removed} if parameters.dry_run else {"removed": removed, "bytes": num_bytes}
 
 
 def collect_stage(folder: JobFolder, *, dry_run: bool) -> tuple[int, int]:
-    """(checkpoints removed, bytes freed) of one stage at rest."""
+    """(checkpoints that go or would go, bytes freed) of one stage at rest. Each is told in the log, and why."""
     plan, submissions = folder.plan(), folder.submissions()
     state = folder.submission_state(submissions[-1].submission) if submissions else None
     if plan is None or state is None or state.state != "ended":
         return 0, 0
     keeping = plan.checkpoint
     done = collect(folder, keep=keeping.keep, keep_every_steps=keeping.keep_every_steps, dry_run=dry_run, stale_upload_s=STALE_UPLOAD_S)
-    return len(done.removed), done.num_bytes
+    for decision in done.decisions:
+        if decision.remove and (dry_run or decision.ref in done.removed):
+            logger.info("{} {}: {}", decision.ref.uri, "would go" if dry_run else "went", decision.why)
+    return sum(decision.remove for decision in done.decisions) if dry_run else len(done.removed), done.num_bytes

@@ -78,7 +78,7 @@ def test_gc_removes_what_nobody_keeps_and_leaves_alone_what_runs_and_what_was_ha
     looked = gc.fn(GcParameters(root=root, dry_run=True))
     assert steps_in(pretrain) == [1, 2, 3, 4]
     done = gc.fn(GcParameters(root=root))
-    assert (looked["removed"], done["removed"]) == (2, 2)
+    assert (looked["would_remove"], done["removed"]) == (2, 2)
     assert done["bytes"] > 0
     assert (steps_in(pretrain), steps_in(sft)) == ([3, 4], [4])  # what stage.json names stays
     assert gc.fn(GcParameters(root=root, run_id="toy"))["removed"] == 0

@@ -53,6 +53,7 @@ class JobsetLauncher:
         return str(self._request(spec))
 
     def _request(self, spec: LaunchSpec) -> "JobsetRequest":
+        check_root(spec.job_uri, self.site)
         app = build_app(spec, module=self.module)
         request: JobsetRequest = self._scheduler(None).submit_dryrun(app, self.site.pod_settings()).request
         return request
@@ -139,6 +140,17 @@ class JobsetLauncher:
     def _jobset_of(self, handle: RunHandle) -> Obj | None:
         jobset = self.api.get(handle.name)
         return jobset if jobset is not None and jobset["metadata"]["uid"] == handle.uid and SPEC in _annotations(jobset) else None
+
+
+def check_root(job_uri: str, site: Site) -> None:
+    """Raises ConfigError for a job's folder that lies on this machine: its pods run elsewhere."""
+    scheme, found, path = job_uri.partition("://")
+    mounts = [volume.split(":")[1] for volume in site.pods.volumes if ":" in volume]
+    if not found or scheme == "memory" or (scheme == "file" and not any(path.startswith(f"{mount.rstrip('/')}/") for mount in mounts)):
+        raise ConfigError(
+            f"root: the job's folder {job_uri} is on this machine, and pods cannot see it; use a bucket (s3://...), "
+            "or a claim that is mounted there in the pods and here (pods.volumes of the site)"
+        )
 
 
 def spec_in(jobset: Obj) -> Obj:

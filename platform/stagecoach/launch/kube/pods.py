@@ -84,7 +84,7 @@ def _container(role: "Role", options: PodOptions, *, name: str, spec: LaunchSpec
 def literal(text: str) -> str:
     """`text` as it must stand in a container's command or environment so that the kubelet gives it back unchanged, but for the macro of
     the replica, which it fills in."""
-    return _EXPANDED.sub("$$$$", text).replace(_REPLICA_MARK, f"$({REPLICA_ID})")
+    return _EXPANDED.sub("$$", text).replace(_REPLICA_MARK, f"$({REPLICA_ID})")
 
 
 def _environment(role_env: Mapping[str, str], secrets: tuple[SecretRef, ...], *, spec: LaunchSpec | None, rank0_host: str) -> list[Obj]:

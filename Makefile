@@ -43,7 +43,10 @@ test-cluster: $(STAMP)  ## tests that need a real Kubernetes and S3: found by KU
 
 verify: $(STAMP)  ## regenerates what is generated and fails on a difference
 	$(BIN)/python -m stagecoach.recipes.readme README.md
-	git diff --exit-code -- README.md
+	$(BIN)/python helm/generate.py
+	@command -v helm >/dev/null && command -v kubectl >/dev/null || { echo "make verify: helm and kubectl are needed to render helm/ and manifests/; put them on the PATH" >&2; exit 2; }
+	helm/render.sh
+	git diff --exit-code -- README.md helm manifests
 
 chaos: $(STAMP)  ## many kills; figures into workloads/results/
 	$(BIN)/python benchmarks/chaos.py --kills-per-phase 15 --torn 500 --json workloads/results/chaos.json

@@ -41,6 +41,13 @@ NARROWED: dict[str, dict[str, Any]] = {
     "site.launcher": {"enum": ["jobset", "kubernetes", "ray", "local"]},
     "site.graceSeconds": {"minimum": 1, "maximum": 86400},
     "site.priorityClasses": _TEXTS,
+    "site.pods.topology": {"pattern": "^((required|preferred):.+|unconstrained)?$"},
+    "site.pods.retries": {"minimum": -1},
+    "site.pods.runAsUser": {"minimum": 1},
+    "site.pods.nodeSelector": _TEXTS,
+    "site.pods.tolerations": {"items": {"type": "string", "pattern": ":(NoSchedule|PreferNoSchedule|NoExecute)$"}},
+    "site.pods.volumes": {"items": {"type": "string", "pattern": "^[^:]+:/[^:]*(:ro)?$"}},
+    "site.pods.devices": _TEXTS,
     "site.environment": _TEXTS,
     "site.secrets": {
         "items": {

@@ -15,6 +15,7 @@ from stagecoach.launch.appdef import SUPERVISOR, build_app
 from stagecoach.launch.jobset.objects import JOB_URI, SPEC, run_of
 from stagecoach.launch.jobset.phases import CANCELLED, PAUSED, Seen, job_state, stop_of
 from stagecoach.launch.jobset.reader import JobsetApi
+from stagecoach.launch.jobset.view import Looks
 from stagecoach.launch.kube.client import Kube, connect
 from stagecoach.launch.ledger_view import end_dead_attempt, read_ledger
 from stagecoach.site import Site, load_site
@@ -34,12 +35,18 @@ class JobsetLauncher:
         """`kube` None: the kubeconfig's cluster, or the one this process is a pod of. `module` is what `python -m` starts on every node."""
         self.site, self.module = site or load_site(), module
         self._kube = kube
+        self._looks: Looks | None = None
 
     @property
     def api(self) -> JobsetApi:
-        if self._kube is None:
-            self._kube = connect()
-        return JobsetApi(self._kube, self.site.namespace)
+        return self.looks.api
+
+    @property
+    def looks(self) -> Looks:
+        """The cluster, connected to on first use."""
+        if self._looks is None:
+            self._looks = Looks(JobsetApi(self._kube or connect(), self.site.namespace))
+        return self._looks
 
     # --- submitting
 
@@ -78,10 +85,13 @@ class JobsetLauncher:
     def describe(self, handle: RunHandle) -> JobState:
         """The cluster first, then the ledger. An attempt found dead with its whole job gets its end written, so that it can be explained
         when the pods are gone. UNKNOWN when the cluster has no such job."""
-        seen = self.api.see(handle.name, handle.uid)
+        seen = self.looks.see(handle.name, handle.uid)
         if seen is None or seen.jobset["metadata"].get("deletionTimestamp"):
             return JobState(phase=Phase.UNKNOWN, reason=f"no jobset {handle.name!r} (uid {handle.uid}) in namespace {self.site.namespace}")
-        return self._state(seen)
+        state = self._state(seen)
+        if state.phase.is_terminal:
+            self.looks.forget(handle.uid)
+        return state
 
     def _state(self, seen: Seen) -> JobState:
         spec = spec_in(seen.jobset)
@@ -138,6 +148,8 @@ class JobsetLauncher:
             self.api.delete(jobset, grace_s=float(spec_in(jobset)["grace_s"]))
 
     def _jobset_of(self, handle: RunHandle) -> Obj | None:
+        """For an order: what is known of it is old from now on."""
+        self.looks.forget(handle.uid)
         jobset = self.api.get(handle.name)
         return jobset if jobset is not None and jobset["metadata"]["uid"] == handle.uid and SPEC in _annotations(jobset) else None
 

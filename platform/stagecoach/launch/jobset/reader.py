@@ -45,8 +45,8 @@ class JobsetApi:
         jobset = self.get(name)
         if jobset is None or uid not in (None, jobset["metadata"]["uid"]):
             return None
-        pods = self.kube.list(self._pods, labels=f"{JOBSET_NAME}={name}", what=f"list pods of {name}")
-        return assemble(jobset, self.workload(jobset), pods["items"], lambda: self._jobs(name))
+        pods = self.kube.list(self.pods, labels=f"{JOBSET_NAME}={name}", what=f"list pods of {name}")
+        return assemble(jobset, self.workload(jobset), pods["items"], lambda: self.jobs_of(name))
 
     def workload(self, jobset: Obj) -> Obj | None:
         """Kueue's Workload of it."""
@@ -55,6 +55,17 @@ class JobsetApi:
         uid, name = jobset["metadata"]["uid"], jobset["metadata"]["name"]
         found = self.kube.list(self.workloads, labels=f"{JOB_UID}={uid}", what=f"list workloads of {name}")["items"]
         return found[0] if found else None
+
+    def jobs_of(self, name: str) -> tuple[Obj, ...]:
+        """Its Jobs, where we may read them."""
+        try:
+            return tuple(
+                self.kube.list(paths.of(paths.BATCH, "jobs", self.namespace), labels=f"{JOBSET_NAME}={name}", what=f"list jobs of {name}")[
+                    "items"
+                ]
+            )
+        except Denied:
+            return ()
 
     def list(self, run_id: str | None = None) -> list[Obj]:
         """Ours, by name; those being deleted left out."""
@@ -147,26 +158,19 @@ class JobsetApi:
         return paths.of(self._kueue, "workloads", self.namespace)
 
     @property
+    def jobsets(self) -> str:
+        return self._jobset()
+
+    @property
     def _kueue(self) -> str:
         return paths.KUEUE
 
     @property
-    def _pods(self) -> str:
+    def pods(self) -> str:
         return paths.of(paths.CORE, "pods", self.namespace)
 
     def _jobset(self, name: str | None = None) -> str:
         return paths.of(paths.JOBSETS, "jobsets", self.namespace, name)
-
-    def _jobs(self, name: str) -> tuple[Obj, ...]:
-        """Its Jobs, where we may read them."""
-        try:
-            return tuple(
-                self.kube.list(paths.of(paths.BATCH, "jobs", self.namespace), labels=f"{JOBSET_NAME}={name}", what=f"list jobs of {name}")[
-                    "items"
-                ]
-            )
-        except Denied:
-            return ()
 
     # --- steps
 

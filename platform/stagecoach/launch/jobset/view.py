@@ -1,0 +1,84 @@
+"""Jobs that somebody looks at again and again, kept by watches: of one job, or of the namespace where many are looked at."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from stagecoach.launch.jobset.objects import MANAGED_BY, MANAGER
+from stagecoach.launch.jobset.phases import Seen
+from stagecoach.launch.jobset.reader import JOB_UID, JOBSET_NAME, JobsetApi, assemble
+from stagecoach.launch.kube.watch import Reflector
+
+Obj = dict[str, Any]
+
+SINGLE = 4  # so many jobs have watches of their own; with more, three watches of all of ours are cheaper
+
+
+class View:
+    """Three watches. `name` and `uid`: of one job; without them, of all that is ours in the namespace."""
+
+    def __init__(self, api: JobsetApi, name: str | None = None, uid: str | None = None) -> None:
+        self.api = api
+        ours = "" if name else f"{MANAGED_BY}={MANAGER}"
+        one = f"metadata.name={name}" if name else ""
+        self.jobsets = Reflector(api.kube, api.jobsets, labels=ours, fields=one, what=f"jobsets of {name or api.namespace}")
+        self.pods = Reflector(api.kube, api.pods, labels=f"{JOBSET_NAME}={name}" if name else ours, what=f"pods of {name or api.namespace}")
+        owner = f"{JOB_UID}={uid}" if uid else ""
+        self.workloads = Reflector(api.kube, api.workloads, labels=owner, what=f"workloads of {name or api.namespace}")
+        for reflector in self._all:
+            reflector.start()
+
+    @property
+    def _all(self) -> tuple[Reflector, ...]:
+        return (self.jobsets, self.pods, self.workloads)
+
+    def see(self, name: str, uid: str) -> tuple[bool, Seen | None]:
+        """(whether the picture is fresh, the job in it)."""
+        jobsets, pods, workloads = (reflector.objects() for reflector in self._all)
+        if jobsets is None or pods is None or workloads is None:
+            return False, None
+        jobset = next((item for item in jobsets if item["metadata"]["uid"] == uid), None)
+        if jobset is None:
+            return False, None  # deleted, or younger than the watch: the server knows
+        own = [pod for pod in pods if (pod["metadata"].get("labels") or {}).get(JOBSET_NAME) == name]
+        workload = next((item for item in workloads if (item["metadata"].get("labels") or {}).get(JOB_UID) == uid), None)
+        return True, assemble(jobset, workload, own, lambda: self.api.jobs_of(name))
+
+    def close(self) -> None:
+        for reflector in self._all:
+            reflector.stop()
+
+
+@dataclass
+class Looks:
+    """Decides who is watched: whoever is looked at a second time."""
+
+    api: JobsetApi
+    _looked: set[str] = field(default_factory=set)
+    _views: dict[str, View] = field(default_factory=dict)
+    _wide: View | None = None
+
+    def see(self, name: str, uid: str) -> Seen | None:
+        """The job, from a watch where one is fresh, else from the server."""
+        view = self._view(name, uid)
+        if view is not None:
+            is_fresh, seen = view.see(name, uid)
+            if is_fresh:
+                return seen
+        return self.api.see(name, uid)
+
+    def forget(self, uid: str) -> None:
+        """An order was given, or the job is over: the next look goes to the server."""
+        self._looked.discard(uid)
+        if view := self._views.pop(uid, None):
+            view.close()
+
+    def _view(self, name: str, uid: str) -> View | None:
+        if uid not in self._looked:
+            self._looked.add(uid)
+            return None
+        if self._wide is None and uid not in self._views:
+            if len(self._views) < SINGLE:
+                self._views[uid] = View(self.api, name, uid)
+            else:
+                self._wide = View(self.api)
+        return self._views.get(uid) or self._wide

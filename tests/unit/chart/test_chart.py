@@ -269,6 +269,17 @@ def test_every_alert_has_a_test() -> None:
     assert {rule["alert"] for rule in rules if "alert" in rule} == tested
 
 
+def test_every_alert_has_a_runbook() -> None:
+    rules = yaml.safe_load((CHART / "files/rules.yaml").read_text())["groups"][0]["rules"]
+    headings = {
+        line.removeprefix("### ").strip().lower() for line in (ROOT / "helm/README.md").read_text().splitlines() if line.startswith("### ")
+    }
+    for rule in rules:
+        if "alert" in rule:
+            file, _, anchor = rule["annotations"]["runbook"].partition("#")
+            assert (file, anchor in headings) == ("helm/README.md", True), rule["alert"]
+
+
 @needs("helm")
 @needs("kubectl")
 def test_what_is_rendered_stands_as_rendered(tmp_path: Path) -> None:

@@ -119,6 +119,59 @@ def test_a_release_is_accepted_keeps_its_password_and_leaves_nothing(namespaces:
     wait_for("everything of the release is gone", lambda: not left())
 
 
+def jobset(namespace: str, queue: str) -> str:
+    """A job as a launcher makes them, as far as an upgrade could touch it. No node is needed."""
+    pod = {
+        "restartPolicy": "Never",
+        "containers": [{"name": "c", "image": "none", "resources": {"requests": {"cpu": "1", "memory": "1Gi"}}}],
+    }
+    job = {"completions": 1, "parallelism": 1, "completionMode": "Indexed", "backoffLimit": 0, "template": {"spec": pod}}
+    labels = {"kueue.x-k8s.io/queue-name": queue, "app.kubernetes.io/managed-by": "stagecoach"}
+    return json.dumps(
+        {
+            "apiVersion": "jobset.x-k8s.io/v1alpha2",
+            "kind": "JobSet",
+            "metadata": {"name": "run", "namespace": namespace, "labels": labels},
+            "spec": {"suspend": True, "replicatedJobs": [{"name": "node", "replicas": 1, "template": {"spec": job}}]},
+        }
+    )
+
+
+def test_an_upgrade_and_a_rollback_leave_a_run_alone(namespaces: tuple[str, str]) -> None:
+    home, jobs = namespaces
+    given = settings(jobs)
+    run("kubectl", "label", "namespace", jobs, "pod-security.kubernetes.io/enforce-")  # the job here is made by hand
+    run("helm", "install", "stagecoach", str(CHART), "-n", home, "--no-hooks", *given)
+    wait_for("the LocalQueue is active", lambda: is_active("localqueue", f"q-{jobs}", jobs))
+    run("kubectl", "apply", "-f", "-", stdin=jobset(jobs, f"q-{jobs}"))
+
+    def seen() -> dict[str, Any]:
+        whole: dict[str, Any] = json.loads(run("kubectl", "get", "jobset", "run", "-n", jobs, "-o", "json"))
+        return {"uid": whole["metadata"]["uid"], "spec": whole["spec"], "restarts": whole.get("status", {}).get("restarts", 0)}
+
+    wait_for("Kueue lets the job go", lambda: seen()["spec"]["suspend"] is False)
+    before = seen()
+    run(
+        "helm",
+        "upgrade",
+        "stagecoach",
+        str(CHART),
+        "-n",
+        home,
+        "--no-hooks",
+        *given,
+        "--set",
+        "images.training.tag=0.2.0",
+        "--set",
+        "site.graceSeconds=60",
+    )
+    assert seen() == before
+    run("helm", "rollback", "stagecoach", "1", "-n", home, "--no-hooks")
+    assert seen() == before
+    run("kubectl", "delete", "jobset", "run", "-n", jobs)
+    run("helm", "uninstall", "stagecoach", "-n", home, "--no-hooks")
+
+
 def test_without_the_switch_the_worker_reads_nothing_of_the_cluster(namespaces: tuple[str, str]) -> None:
     home, jobs = namespaces
     run("helm", "install", "stagecoach", str(CHART), "-n", home, "--no-hooks", *settings(jobs))

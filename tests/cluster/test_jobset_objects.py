@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -82,10 +83,19 @@ def test_a_plain_torchx_app_is_submitted_described_listed_and_cancelled(world: C
     assert scheduler.describe(f"{namespace}:no-such-app") is None
 
 
-def test_a_launch_spec_with_everything_is_taken_and_attached_to(world: ClusterWorld) -> None:
+@pytest.fixture
+def racks() -> Iterator[ClusterWorld]:
+    """A queue over nodes whose racks Kueue knows."""
+    there = ClusterWorld(topology=True)
+    yield there
+    there.close()
+
+
+def test_a_launch_spec_with_everything_is_taken_and_runs_where_it_says(racks: ClusterWorld) -> None:
+    world = racks
     spec = world.spec(
         secrets=(SecretRef(variable="KEY", secret="store", key="key"),),
-        topology=Topology(mode="unconstrained"),
+        topology=Topology(mode="required", level="stagecoach.dev/rack"),
         excluded_nodes=("fake-0",),
         max_seconds=60,
     )

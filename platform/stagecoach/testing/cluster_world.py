@@ -13,6 +13,8 @@ from stagecoach.contract.launch import JobState, LaunchSpec, RunHandle
 from stagecoach.contract.ledger import SUPERVISOR, JobFolder
 from stagecoach.contract.plan import Resources
 from stagecoach.launch.jobset.launcher import JobsetLauncher
+from stagecoach.launch.jobset.phases import job_state
+from stagecoach.launch.jobset.reader import JobsetApi
 from stagecoach.launch.kube import paths
 from stagecoach.launch.kube.client import Kube, connect
 from stagecoach.launch.kube.errors import NotFound
@@ -32,13 +34,13 @@ TINY = Resources(hardware="cpu", cpus_per_rank=0.5, memory_gb_per_rank=0.25, shm
 class ClusterWorld:
     """One namespace, one ClusterQueue of `cpus`, two priorities. Everything in it goes with `close`."""
 
-    def __init__(self, *, cpus: int = 64, retries: int = 0) -> None:
+    def __init__(self, *, cpus: int = 64, retries: int = 0, topology: bool = False) -> None:
         self.kube: Kube = connect()
         self.namespace = f"test-{secrets.token_hex(4)}"
         self.retries = retries
         self.root = f"s3://{make_bucket(self.namespace)}/root"
         self._create("Namespace", {"metadata": {"name": self.namespace, "labels": RESTRICTED}})
-        self.make_queue(cpus)
+        self.make_queue(cpus, topology=topology)
 
     def launcher(self) -> JobsetLauncher:
         """As good as one in another process: it has its own connections."""
@@ -126,7 +128,11 @@ class ClusterWorld:
             alive = [pod for pod in pods if pod["status"].get("phase") == "Running" and not pod["metadata"].get("deletionTimestamp")]
             return len(alive) == len(pods) == nodes
 
-        wait_for(all_run, f"{name}'s pods to run", WAIT_S)
+        try:
+            wait_for(all_run, f"{name}'s pods to run", WAIT_S)
+        except TimeoutError as late:
+            seen = JobsetApi(self.kube, self.namespace).see(name)
+            raise TimeoutError(f"{late}; it is {job_state(seen) if seen else 'gone'}") from None
 
     def starts(self, handle: RunHandle) -> list[int]:
         """How often each node was started: the pods there ever were, by index, as long as the job was not restarted."""
@@ -154,11 +160,17 @@ class ClusterWorld:
 
     # --- making
 
-    def make_queue(self, cpus: int) -> None:
+    def make_queue(self, cpus: int, *, topology: bool) -> None:
         """A flavour for fake nodes, a ClusterQueue that preempts by priority, a LocalQueue, two priorities."""
         name = self.namespace
         toleration = {"key": "kwok.x-k8s.io/node", "operator": "Equal", "value": "fake", "effect": "NoSchedule"}
-        self._create("ResourceFlavor", {"metadata": {"name": name}, "spec": {"tolerations": [toleration]}})
+        flavor: Obj = {"tolerations": [toleration]}
+        if topology:
+            levels = [{"nodeLabel": label} for label in ("stagecoach.dev/block", "stagecoach.dev/rack", "kubernetes.io/hostname")]
+            named: Obj = {"apiVersion": "kueue.x-k8s.io/v1beta2", "kind": "Topology", "metadata": {"name": "test"}, "spec": {"levels": levels}}
+            self.kube.apply(paths.of(paths.KUEUE, "topologies", None, "test"), named, manager="tests", what="apply a topology")
+            flavor |= {"nodeLabels": {"type": "kwok"}, "topologyName": "test"}
+        self._create("ResourceFlavor", {"metadata": {"name": name}, "spec": flavor})
         quotas = [{"name": "cpu", "nominalQuota": cpus}, {"name": "memory", "nominalQuota": "256Gi"}]
         groups = [{"coveredResources": ["cpu", "memory"], "flavors": [{"name": name, "resources": quotas}]}]
         chosen = {"matchLabels": {"kubernetes.io/metadata.name": name}}

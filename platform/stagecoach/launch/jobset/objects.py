@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from stagecoach.constants import ExitCode
 from stagecoach.contract.launch import LaunchSpec
 from stagecoach.errors import ConfigError
-from stagecoach.launch.appdef import DIGEST_KEY, SPEC_KEY
+from stagecoach.launch.kube.marks import common_labels, spec_annotations
 from stagecoach.launch.kube.options import PodOptions
 from stagecoach.launch.kube.pods import build_pod_template
 
@@ -20,12 +20,8 @@ Obj = dict[str, Any]
 
 API_VERSION, KIND = "jobset.x-k8s.io/v1alpha2", "JobSet"
 QUEUE, PRIORITY, MAX_TIME = "kueue.x-k8s.io/queue-name", "kueue.x-k8s.io/priority-class", "kueue.x-k8s.io/max-exec-time-seconds"
-MANAGED_BY, MANAGER = "app.kubernetes.io/managed-by", "stagecoach"
-RUN = "stagecoach.dev/run"
-DIGEST, SPEC, JOB_URI = "stagecoach.dev/spec-digest", "stagecoach.dev/spec", "stagecoach.dev/job-uri"
 MAX_HOST_NAME = 63  # of a DNS label
 RULED_CODES = (*range(40, 50), int(ExitCode.RETRY), int(ExitCode.STOPPED))
-_RUN_OF_URI = re.compile(r"/runs/([^/]+)/")
 
 
 def build_jobset(app: "AppDef", options: PodOptions, *, name: str, spec: LaunchSpec | None) -> Obj:
@@ -88,26 +84,6 @@ def failure_policy(retries: int) -> Obj:
             },
         ],
     }
-
-
-def common_labels(app_name: str, spec: LaunchSpec | None) -> dict[str, str]:
-    """Of the object and of its pods."""
-    label = re.sub(r"[^a-z0-9.-]+", "-", app_name.lower())[:63].strip("-.")
-    found = {"app.kubernetes.io/name": label or "app", MANAGED_BY: MANAGER}
-    if spec and (run := run_of(spec.job_uri)):
-        found[RUN] = run
-    return found
-
-
-def run_of(job_uri: str) -> str | None:
-    """The run's id in a job's URI."""
-    found = _RUN_OF_URI.search(job_uri)
-    return found.group(1) if found else None
-
-
-def spec_annotations(app: "AppDef", spec: LaunchSpec | None) -> dict[str, str]:
-    """The digest that create-or-attach compares, and what it is a digest of."""
-    return {DIGEST: app.metadata[DIGEST_KEY], SPEC: app.metadata[SPEC_KEY], JOB_URI: spec.job_uri} if spec else {}
 
 
 def check_app(app: "AppDef") -> "tuple[Role]":

@@ -4,20 +4,18 @@ Kueue's Workload says whether the job may run, the JobSet whether it is over, th
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from stagecoach.constants import ExitCode, Phase
 from stagecoach.contract.launch import JobState
+from stagecoach.launch.kube.marks import CANCELLED, GIVEN_UP, PAUSED, STOPPED, WHY_STOPPED
 from stagecoach.launch.kube.podstate import PodView, exit_code_of, starting_trouble, told
 from stagecoach.launch.local_phase import LedgerView
 
 Obj = dict[str, Any]
 
-STOPPED = "stagecoach.dev/stopped"  # annotation of a Workload that we made inactive
-WHY_STOPPED = "stagecoach.dev/stopped-because"
-CANCELLED, PAUSED, GIVEN_UP = "cancelled", "paused", "given-up"  # its values
 _EXIT_CODE = re.compile(r"exit code (\d+)")
 _OVERTIME = "MaximumExecutionTimeExceeded"
 
@@ -235,8 +233,3 @@ def _by_ledger(ledger: LedgerView | None) -> Found:
 
 def _pods(pods: Sequence[PodView]) -> str:
     return "1 pod is" if len(pods) == 1 else f"{len(pods)} pods are"
-
-
-def hopeless(pods: Iterable[PodView]) -> list[PodView]:
-    """Pods that no time will start: what they name does not exist or cannot be read."""
-    return [pod for pod in pods if pod.is_hopeless]

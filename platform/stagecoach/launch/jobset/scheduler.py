@@ -19,10 +19,11 @@ from stagecoach.contract.launch import JobState, LaunchSpec
 from stagecoach.errors import ConfigError
 from stagecoach.launch.appdef import spec_of
 from stagecoach.launch.jobset.objects import MAX_HOST_NAME, build_jobset, check_app, replicated_name
-from stagecoach.launch.jobset.phases import CANCELLED, Seen, job_state
-from stagecoach.launch.jobset.reader import JobsetApi
+from stagecoach.launch.jobset.phases import Seen, job_state
+from stagecoach.launch.jobset.reader import JOBSET_NAME, JobsetApi
 from stagecoach.launch.kube.client import Kube, connect
 from stagecoach.launch.kube.logs import pod_lines
+from stagecoach.launch.kube.marks import CANCELLED
 from stagecoach.launch.kube.options import OPTIONS, PodOptions, parse_options
 from stagecoach.launch.kube.podstate import PodView
 
@@ -153,7 +154,7 @@ class JobsetScheduler(Scheduler[dict[str, Any]]):  # type: ignore[misc]  # torch
         if streams not in (None, Stream.COMBINED):
             raise ValueError(f"{NAME}: a pod's log has stdout and stderr in one; ask for streams=combined")
         api, name = self._find(app_id)
-        lines = pod_lines(self.kube, api.namespace, name, index=k, since=since, follow=should_tail)
+        lines = pod_lines(self.kube, api.namespace, f"{JOBSET_NAME}={name}", index=k, since=since, follow=should_tail)
         return filter_regex(regex, lines) if regex else lines
 
     # --- ending

@@ -3,9 +3,9 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from stagecoach.launch.jobset.objects import MANAGED_BY, MANAGER
 from stagecoach.launch.jobset.phases import Seen
 from stagecoach.launch.jobset.reader import JOB_UID, JOBSET_NAME, JobsetApi, assemble
+from stagecoach.launch.kube.marks import MANAGED_BY, MANAGER
 from stagecoach.launch.kube.watch import Reflector
 
 Obj = dict[str, Any]
@@ -20,7 +20,7 @@ class View:
         self.api = api
         ours = "" if name else f"{MANAGED_BY}={MANAGER}"
         one = f"metadata.name={name}" if name else ""
-        self.jobsets = Reflector(api.kube, api.jobsets, labels=ours, fields=one, what=f"jobsets of {name or api.namespace}")
+        self.jobsets = Reflector(api.kube, api.path(), labels=ours, fields=one, what=f"jobsets of {name or api.namespace}")
         self.pods = Reflector(api.kube, api.pods, labels=f"{JOBSET_NAME}={name}" if name else ours, what=f"pods of {name or api.namespace}")
         owner = f"{JOB_UID}={uid}" if uid else ""
         self.workloads = Reflector(api.kube, api.workloads, labels=owner, what=f"workloads of {name or api.namespace}")

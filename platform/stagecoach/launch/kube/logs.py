@@ -1,19 +1,29 @@
-"""Lines of pods, out of the API. A kubelet that does not answer (its node is lost) is no error: what it had is in the bucket."""
+"""Log lines of a job in a cluster: ranks' from the bucket's segments, supervisors' from pods as long as they are there.
+
+Pods' logs are kept in files of a temporary folder while somebody reads them, and read as the local launcher reads its supervisors' own. A
+kubelet that does not answer (its node is lost) is no error: what it had is in the bucket.
+"""
 
 import re
+import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
+from stagecoach.contract.launch import LogLine
+from stagecoach.contract.ledger import JobFolder
 from stagecoach.errors import ClusterUnavailable, StagecoachError
+from stagecoach.explain.logs import LogReader
 from stagecoach.launch.kube import paths
 from stagecoach.launch.kube.client import Kube
 from stagecoach.launch.kube.podstate import PodView, read_pod
+from stagecoach.launch.local_logs import SUPERVISOR_RANK
+from stagecoach.launch.local_logs import job_lines as lines_of
 
 Obj = dict[str, Any]
 
-JOBSET_NAME = "jobset.sigs.k8s.io/jobset-name"
 ANSWER_S = 10.0
 SILENCE_S = 60.0
 POLL_S = 1.0
@@ -30,9 +40,9 @@ def log_path(namespace: str, pod: str) -> str:
     return f"{paths.of(paths.CORE, 'pods', namespace, pod)}/log"
 
 
-def pod_lines(kube: Kube, namespace: str, jobset: str, *, index: int, since: datetime | None = None, follow: bool = False) -> Iterator[str]:
+def pod_lines(kube: Kube, namespace: str, labels: str, *, index: int, since: datetime | None = None, follow: bool = False) -> Iterator[str]:
     """Lines, ends included, of the newest pod with that completion index. With `follow` to the pod's end, over broken connections."""
-    found = [pod for pod in pods_of(kube, namespace, f"{JOBSET_NAME}={jobset}") if pod.index == index and pod.node]
+    found = [pod for pod in pods_of(kube, namespace, labels) if pod.index == index and pod.node]
     if not found:
         return
     pod = max(found, key=lambda pod: (pod.created or "", not pod.is_leaving))
@@ -49,7 +59,7 @@ def pod_lines(kube: Kube, namespace: str, jobset: str, *, index: int, since: dat
                 raise
         if not follow:
             return
-        still = [other for other in pods_of(kube, namespace, f"{JOBSET_NAME}={jobset}") if other.name == pod.name]
+        still = [other for other in pods_of(kube, namespace, labels) if other.name == pod.name]
         if not still or still[0].phase in ("Succeeded", "Failed"):
             follow = False  # one last look: what was written since the stream broke
         time.sleep(POLL_S)
@@ -91,3 +101,62 @@ def read_log(kube: Kube, namespace: str, pod: str, seen: LineFilter) -> list[byt
         return []
     lines = (seen.new(line) for line in body.encode("utf-8", "replace").split(b"\n") if line)
     return [line for line in lines if line is not None]
+
+
+def job_lines(
+    kube: Kube,
+    namespace: str,
+    labels: str,
+    folder: JobFolder,
+    *,
+    rank: int | None,
+    attempt: int | None,
+    follow: bool,
+    has_ended: Callable[[], bool],
+) -> Iterator[LogLine]:
+    """Until the job has ended, with `follow`; else once. Supervisors' lines of attempts whose pods are gone come from the bucket, first."""
+    with tempfile.TemporaryDirectory(prefix="stagecoach-logs-") as place:
+        pods = PodFiles(kube, namespace, labels, Path(place))
+        pods.look()
+        if attempt is None and rank in (None, SUPERVISOR_RANK):
+            yield from supervisors_before(folder, pods.addresses)
+
+        def more_may_come() -> bool:
+            over = not follow or has_ended()  # asked first: what is written after the last look would be lost
+            pods.look()
+            return not over
+
+        yield from lines_of(folder, pods.files if attempt is None else [], rank=rank, attempt=attempt, is_growing=more_may_come)
+
+
+def supervisors_before(folder: JobFolder, addresses: set[str]) -> Iterator[LogLine]:
+    """Supervisors' lines of the attempts that no pod at these addresses led."""
+    for number in folder.attempt_numbers():
+        start = folder.attempt_start(number)
+        if start is None or start.leader_host not in addresses:
+            reader = LogReader(folder, rank=SUPERVISOR_RANK, attempt=number)
+            yield from reader.new_lines()
+            yield from reader.last_lines()
+
+
+class PodFiles:
+    """What pods have said, one file a pod. `look` fetches what is new."""
+
+    def __init__(self, kube: Kube, namespace: str, labels: str, place: Path) -> None:
+        self.kube, self.namespace, self.labels, self.place = kube, namespace, labels, place
+        self.files: list[Path] = []
+        self.addresses: set[str] = set()  # of pods whose log could be read
+        self._seen: dict[str, LineFilter] = {}
+
+    def look(self) -> None:
+        for pod in pods_of(self.kube, self.namespace, self.labels):
+            if pod.node is None or (pod.phase == "Pending" and not pod.started):
+                continue
+            seen = self._seen.setdefault(pod.name, LineFilter())
+            if lines := read_log(self.kube, self.namespace, pod.name, seen):
+                path = self.place / pod.name
+                with path.open("ab") as file:
+                    file.writelines(line + b"\n" for line in lines)
+                if path not in self.files:
+                    self.files.append(path)
+                    self.addresses.add(pod.address or "")

@@ -10,7 +10,7 @@ REVIEWS = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
 Right = tuple[str, str, str]  # group, resource (with its subresource), verb
 # The same as helm/stagecoach/files/worker-rules.yaml, in the namespace of jobs.
 NEEDED: tuple[Right, ...] = (
-    *(("jobset.x-k8s.io", "jobsets", verb) for verb in ("create", "get", "list", "watch", "delete")),
+    *(("jobset.x-k8s.io", "jobsets", verb) for verb in ("create", "get", "list", "watch", "patch", "delete")),
     *(("kueue.x-k8s.io", "workloads", verb) for verb in ("get", "list", "watch", "patch")),
     *(("kueue.x-k8s.io", "localqueues", verb) for verb in ("get", "list")),
     *(("batch", "jobs", verb) for verb in ("get", "list")),

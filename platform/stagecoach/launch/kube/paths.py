@@ -4,8 +4,8 @@ from urllib.parse import quote
 
 JOBSETS = "/apis/jobset.x-k8s.io/v1alpha2"
 KUEUE = "/apis/kueue.x-k8s.io/v1beta2"
-KUEUE_OLD = "/apis/kueue.x-k8s.io/v1beta1"
 VOLCANO = "/apis/batch.volcano.sh/v1alpha1"
+VOLCANO_SCHEDULING = "/apis/scheduling.volcano.sh/v1beta1"
 VOLCANO_BUS = "/apis/bus.volcano.sh/v1alpha1"
 CORE, BATCH = "/api/v1", "/apis/batch/v1"
 

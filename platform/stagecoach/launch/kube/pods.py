@@ -33,13 +33,20 @@ WRITABLE = {  # where programs in a training image write by default; all of it l
 
 
 def build_pod_template(
-    role: "Role", options: PodOptions, *, labels: Mapping[str, str], spec: LaunchSpec | None, rank0_host: str, app_id: str
+    role: "Role",
+    options: PodOptions,
+    *,
+    labels: Mapping[str, str],
+    spec: LaunchSpec | None,
+    rank0_host: str,
+    app_id: str,
+    replica: int | None = None,
 ) -> Obj:
-    """`metadata` and `spec` of the gang's pods. `spec` is None for an app of plain `torchx run`.
+    """`metadata` and `spec` of the gang's pods. `spec` is None for an app of plain `torchx run`; `replica` is given where every node has a
+    template of its own, else pods find it by their completion index.
 
     Raises ConfigError for what no restricted pod may have.
     """
-    container_name = role.name.lower()
     return {
         "metadata": {"labels": dict(labels), "annotations": _annotations(options.topology)},
         "spec": {
@@ -50,24 +57,24 @@ def build_pod_template(
             **({"serviceAccountName": options.service_account} if options.service_account else {}),
             "securityContext": _pod_security(options.run_as_user),
             **_placement(role.resource, options),
-            "containers": [_container(role, options, name=container_name, spec=spec, rank0_host=rank0_host, app_id=app_id)],
+            "containers": [_container(role, options, spec=spec, rank0_host=rank0_host, app_id=app_id, replica=replica)],
             "volumes": [volume for volume, _ in _volumes(role, options)],
         },
     }
 
 
-def _container(role: "Role", options: PodOptions, *, name: str, spec: LaunchSpec | None, rank0_host: str, app_id: str) -> Obj:
+def _container(role: "Role", options: PodOptions, *, spec: LaunchSpec | None, rank0_host: str, app_id: str, replica: int | None) -> Obj:
     from torchx.specs import macros
 
     values = macros.Values(img_root="", app_id=app_id, replica_id=_REPLICA_MARK, rank0_env=RANK0_HOST)
     resolved = values.apply(role)
     ports = {PORT_NAME: SUPERVISOR_PORT} if spec else dict(role.port_map)
     return {
-        "name": name,
+        "name": role.name.lower(),
         "image": role.image,
         "imagePullPolicy": options.image_pull_policy,
         "command": [literal(part) for part in (resolved.entrypoint, *resolved.args)],
-        "env": _environment(resolved.env, options.secrets, spec=spec, rank0_host=rank0_host),
+        "env": _environment(resolved.env, options.secrets, spec=spec, rank0_host=rank0_host, replica=replica),
         **({"ports": [{"name": key[:15], "containerPort": port} for key, port in ports.items()]} if ports else {}),
         "resources": _resources(role.resource, options),
         "securityContext": {
@@ -87,9 +94,12 @@ def literal(text: str) -> str:
     return _EXPANDED.sub("$$", text).replace(_REPLICA_MARK, f"$({REPLICA_ID})")
 
 
-def _environment(role_env: Mapping[str, str], secrets: tuple[SecretRef, ...], *, spec: LaunchSpec | None, rank0_host: str) -> list[Obj]:
+def _environment(
+    role_env: Mapping[str, str], secrets: tuple[SecretRef, ...], *, spec: LaunchSpec | None, rank0_host: str, replica: int | None
+) -> list[Obj]:
     """In this order: the kubelet fills `$(X)` only where X stands before it."""
-    found: list[Obj] = [_from_field(REPLICA_ID, COMPLETION_INDEX)]
+    own_index: Obj = _from_field(REPLICA_ID, COMPLETION_INDEX) if replica is None else {"name": REPLICA_ID, "value": str(replica)}
+    found = [own_index]
     if spec:
         # The address itself: right after a restart a host name may still resolve to the last attempt's pod.
         found += [_from_field("STAGECOACH_HOST", "status.podIP"), _from_field("STAGECOACH_MACHINE", "spec.nodeName")]

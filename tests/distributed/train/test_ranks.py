@@ -14,7 +14,7 @@ from torch import Tensor
 from stagecoach.contract.records import to_plain
 from stagecoach.testing.training import toy_stage
 
-SCRIPT = Path(__file__).parent / "ranks.py"
+RANK = [sys.executable, "-m", "stagecoach_workloads.testing.curves"]
 
 
 @dataclass
@@ -35,6 +35,7 @@ ORDERS: dict[str, tuple[tuple[str, ...], int, bool]] = {  # settings, steps, dou
     "full": (("layout.activation_checkpointing=full",), 5, False),
     "selective": (("layout.activation_checkpointing=selective",), 5, False),
     "once": ((), 5, False),
+    "experts": (("model.decoder.moe.every=2", "model.decoder.moe.experts=4", "loss.z_loss=1e-4"), 3, False),
     "copies": (("layout.dp_replicate=2", "layout.ranks_per_node=4"), 50, False),
 }
 
@@ -46,9 +47,7 @@ def trained(folder: Path, corpus: str, ranks: int, names: Sequence[str]) -> dict
         settings, steps, fp64 = ORDERS[name]
         orders[name] = {"plan": to_plain(toy_stage(corpus, settings)), "steps": steps, "fp64": fp64}
     arguments = [str(ranks), str(folder / "store"), json.dumps(orders), str(folder)]
-    processes = [
-        subprocess.Popen([sys.executable, str(SCRIPT), str(rank), *arguments], stderr=subprocess.PIPE, text=True) for rank in range(ranks)
-    ]
+    processes = [subprocess.Popen([*RANK, str(rank), *arguments], stderr=subprocess.PIPE, text=True) for rank in range(ranks)]
     try:
         errors = [process.communicate(timeout=280)[1] for process in processes]
     finally:
@@ -81,7 +80,7 @@ def one(tmp_path_factory: pytest.TempPathFactory, corpus: str) -> dict[str, Trai
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory, corpus: str) -> dict[str, Trained]:
-    return trained(tmp_path_factory.mktemp("two"), corpus, 2, ("plain", "double", "five_rows", "three_rows", "once", "again"))
+    return trained(tmp_path_factory.mktemp("two"), corpus, 2, ("plain", "double", "five_rows", "three_rows", "once", "again", "experts"))
 
 
 def check_same_curve(several: Trained, alone: Trained) -> None:
@@ -103,6 +102,15 @@ def test_two_copies_of_two_shards_equal_one_rank(tmp_path: Path, corpus: str, on
 def test_in_double_precision_two_ranks_and_one_are_the_same_curve(one: dict[str, Trained], two: dict[str, Trained]) -> None:
     assert furthest(two["double"].losses, one["double"].losses) < 1e-9
     assert two["double"].grad_norm == pytest.approx(one["double"].grad_norm, rel=1e-9)
+
+
+def test_losses_beside_the_cross_entropy_are_told(two: dict[str, Trained]) -> None:
+    """Of routers, for an even load and small logits, and of the softmax; they are part of the loss."""
+    told = two["experts"].by_label
+    assert told.keys() == two["plain"].by_label.keys() | {"z", "router_load_balance", "router_z"}
+    assert min(told["z"], told["router_load_balance"], told["router_z"]) > 0
+    kinds = [loss for name, loss in told.items() if name.startswith("kind/")]
+    assert min(kinds) < two["experts"].losses[-1] < max(kinds) + 1
 
 
 @pytest.mark.parametrize("name", ["five_rows", "three_rows"])

@@ -1,6 +1,12 @@
-"""Run by test_ranks.py on each rank: rank, world size, rendezvous file, orders (JSON, by name), folder for rank 0's reports. Trains a
-few steps of each plan on the trainer's own parts, without a job around them."""
+"""Loss curves of so many ranks, and what they gather from a checkpoint: the trainer's own parts, without a job around them.
 
+    python -m stagecoach_workloads.testing.curves RANK RANKS RENDEZVOUS_FILE ORDERS FOLDER
+
+ORDERS is JSON, by name: {"plan", "steps", "fp64"} trains that many steps; {"plan", "job": URI} loads the newest checkpoint there. Rank 0
+leaves NAME.json in FOLDER, and of training NAME.gradients (the first step's, whole).
+"""
+
+import hashlib
 import json
 import os
 import sys
@@ -10,8 +16,12 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from stagecoach.checkpoints import latest
+from stagecoach.contract.ledger import JobFolder
 from stagecoach.contract.plan import StagePlan
 from stagecoach.contract.records import validate
+from stagecoach_workloads.checkpoints.loading import plan_load
+from stagecoach_workloads.checkpoints.reading import CheckpointReader
 from stagecoach_workloads.data.work.loader import StepLoader
 from stagecoach_workloads.models.build import init_weights
 from stagecoach_workloads.parallel.fsdp import Precision
@@ -32,13 +42,32 @@ def main() -> None:
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
     for name, order in orders.items():
-        report, gradients = train(order, rank, world)
+        report, gradients = (gather(order, rank, world), None) if "job" in order else train(order, rank, world)
         if rank == 0:
-            torch.save(gradients, f"{folder}/{name}.gradients")
+            if gradients is not None:
+                torch.save(gradients, f"{folder}/{name}.gradients")
             with open(f"{folder}/{name}.json", "w") as file:
                 json.dump(report, file)
     dist.barrier()
     dist.destroy_process_group()
+
+
+def gather(order: dict[str, Any], rank: int, world: int) -> dict[str, str]:
+    """Digests of the whole of what these ranks load into their shards."""
+    plan = validate(StagePlan, order["plan"], where="order")
+    state = build_state(plan, build_mesh(mesh_axes(plan.layout, world), CPU), CPU)
+    job = JobFolder.open(order["job"])
+    ref = latest(job)
+    assert ref is not None
+    reader = CheckpointReader(job, ref, threads=2)
+    load = plan_load(reader.manifest, state.tensors(), ("model", "optimizer"), rank)
+    reader.read(load.reads)
+    load.finish()
+    optimizer = hashlib.sha256()
+    for name, tensor in sorted(state.optimizer.state_tensors().items()):
+        whole = full_value(tensor).contiguous()
+        optimizer.update(f"{name} {whole.dtype} {tuple(whole.shape)}".encode() + whole.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return {"model": weights_digest(state.model, rank, world), "optimizer": optimizer.hexdigest()}
 
 
 def train(order: dict[str, Any], rank: int, world: int) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:

@@ -2,9 +2,10 @@
 
 A setting is `path=value`. A path without a dot is an argument of the recipe (`connector=perceiver`, `edition=2025`); any other starts
 with a stage's name and walks the plan's fields (`pretrain.optimizer.peak_lr=6e-5`). Entries of lists are addressed by name
-(`pretrain.data.mixture.weights.obelics=0.3`). `STAGE.steps` is short for `STAGE.duration.steps`. Values are JSON; a word that is not
-JSON is text; `null` or `None` is none. What is set under `STAGE.model.{encoder,connector,decoder}` also holds for the stages
-that start from that one, unless they set it themselves: they continue the same weights.
+(`pretrain.data.mixture.weights.obelics=0.3`); a dataset that is given as an object under a new name is one more source.
+`STAGE.steps` is short for `STAGE.duration.steps`. Values are JSON; a word that is not JSON is text; `null` or `None` is none. What is
+set under `STAGE.model.{encoder,connector,decoder}` also holds for the stages that start from that one, unless they set it themselves:
+they continue the same weights.
 """
 
 import copy
@@ -25,6 +26,7 @@ from stagecoach.recipes import recipe_function
 from stagecoach.recipes.addresses import check_addresses
 from stagecoach.redaction import redact
 
+SOURCES, WEIGHTS = "data.datasets.", "data.mixture.weights."
 INHERITED = ("model.encoder.", "model.connector.", "model.decoder.")
 
 
@@ -218,9 +220,25 @@ def _with_settings(plain: dict[str, Any], settings: Sequence[Setting]) -> dict[s
     """A changed copy. Which member a union is comes first, so that its fields find their place in any order."""
     changed = copy.deepcopy(plain)
     _choose_members(changed, settings)
-    for setting in settings:
-        _assign(changed, setting)
+    for setting in sorted(settings, key=lambda setting: not setting.inside.startswith(SOURCES)):  # a new source comes before its weight
+        if not _adds_source(changed, setting):
+            _assign(changed, setting)
     return changed
+
+
+def _adds_source(plain: dict[str, Any], setting: Setting) -> bool:
+    """A source that the recipe has not: its dataset as an object (a mistyped name of one that is there sets a value), then its weight."""
+    data, name = plain["data"], setting.inside.rpartition(".")[2]
+    names = [dataset["name"] for dataset in data["datasets"]]
+    if setting.inside == f"{SOURCES}{name}" and isinstance(setting.value, dict) and name not in names:
+        data["datasets"].append({"name": name, **setting.value})
+        return True
+    weights = data["mixture"]["weights"]
+    weighted = [weight["dataset"] for weight in weights]
+    if setting.inside == f"{WEIGHTS}{name}" and name in names and name not in weighted and not isinstance(setting.value, dict):
+        weights.append({"dataset": name, "weight": setting.value})
+        return True
+    return False
 
 
 def _choose_members(plain: dict[str, Any], settings: Sequence[Setting]) -> None:

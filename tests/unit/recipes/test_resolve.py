@@ -11,6 +11,7 @@ from stagecoach.contract.plan import Epochs, Parent, Steps, Tokens
 from stagecoach.contract.records import canonical_json
 from stagecoach.errors import ConfigError
 from stagecoach.recipes import RECIPES
+from stagecoach.recipes.problems import check
 from stagecoach.recipes.report import exit_code, plan_json, report
 from stagecoach.recipes.resolve import difference, leaves, resolve
 from stagecoach.recipes.sources import GRADES, TAGS, rules_of, sources_of
@@ -50,6 +51,33 @@ def test_architecture_follows_to_the_stages_that_start_from_it() -> None:
         "sft.model.connector.kind": "perceiver",
     }
     assert changed("pretrain.model.image.size=32") == {"pretrain.model.image.size": 32}  # no weight has another shape
+
+
+NOTES = 'pretrain.data.datasets.notes={"kind": "text", "uri": "file:///notes", "stats": {"samples": 9, "text_tokens": 5, "images": 0}}'
+
+
+def test_a_source_can_be_added_with_its_weight_in_any_order() -> None:
+    shares = ("pretrain.data.mixture.weights.notes=0.05", "pretrain.data.mixture.weights.text=0.05")
+    for texts in ((NOTES, *shares), (*shares, NOTES)):
+        stage = resolve("mm1_tiny", texts).plan.stage("pretrain")
+        added = stage.data.datasets[-1]
+        assert (added.name, added.kind, added.uri) == ("notes", "text", "file:///notes")
+        assert {weight.dataset: weight.weight for weight in stage.data.mixture.weights}["notes"] == 0.05
+        assert not [problem for problem in check(resolve("mm1_tiny", texts).plan) if problem.severity == "error"]
+
+
+@pytest.mark.parametrize(
+    ("texts", "says"),
+    [
+        (("pretrain.data.mixture.weights.notes=0.05",), "unknown key `pretrain.data.mixture.weights.notes`"),
+        (('pretrain.data.datasets.notes={"uri": "file:///notes"}',), "kind"),
+        (("pretrain.data.datasets.notes=file:///notes",), "unknown key `pretrain.data.datasets.notes`"),
+        (("pretrain.data.datasets.txt.uri=file:///notes",), "did you mean `pretrain.data.datasets.text`"),
+    ],
+)
+def test_a_source_that_is_only_named_is_not_added(texts: tuple[str, ...], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        resolve("mm1_tiny", texts)
 
 
 def test_copies_follow_machines() -> None:

@@ -1,0 +1,202 @@
+"""The platform engineer's page, carried out: install, test, a pipeline by its Prefect deployment, report, uninstall, nothing left.
+
+    python benchmarks/cluster_install.py --json FILE      about five minutes
+
+Needs the cluster of KUBECONFIG with a node that has both images under the names of helm/stagecoach/images.txt, an S3 server that pods
+reach at the address of helm/examples/kind.yaml, and helm and kubectl on the PATH. The commands are those between the marks in
+helm/README.md. Prints seconds per step; ends with 1 when a step fails, when a policy lets through what it must not, or when anything
+is left behind.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+BUCKET, HOME, JOBS = "stagecoach", "stagecoach", "training"
+RUN, RECIPE, STEPS = "install", "mm1_tiny", 8
+PIPELINE_S, TEST_S = 420.0, 300.0
+STAGECOACH = str(Path(sys.executable).parent / "stagecoach")
+PROBE = "import socket, sys; s = socket.socket(); s.settimeout(3); sys.exit(0 if s.connect_ex(({host!r}, {port})) == 0 else 1)"
+
+
+class Failed(Exception):
+    """A step that did not do what it should."""
+
+
+class Steps:
+    """Names, seconds, and what is found on the way."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self.found: dict[str, object] = {}
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        print(f"== {name}", file=sys.stderr, flush=True)
+        began = time.monotonic()
+        yield
+        self.seconds[name] = round(time.monotonic() - began, 1)
+
+
+def run(*command: str, timeout_s: float = 120.0, check: bool = True) -> str:
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=timeout_s)
+    if check and done.returncode:
+        raise Failed(f"{' '.join(command)} ended with {done.returncode}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}")
+    return done.stdout
+
+
+def page_commands() -> str:
+    """The shell between the marks, without `helm test`, which is a step of its own."""
+    _, _, rest = (ROOT / "helm/README.md").read_text().partition("<!-- commands: kind -->\n```sh\n")
+    text, _, _ = rest.partition("```")
+    return "\n".join(line for line in text.splitlines() if not line.startswith("helm test"))
+
+
+def in_worker(*command: str, timeout_s: float = 120.0, check: bool = True) -> str:
+    return run("kubectl", "exec", "-n", HOME, "deploy/stagecoach-worker", "--", *command, timeout_s=timeout_s, check=check)
+
+
+def wait_for(what: str, holds: Callable[[], bool], limit_s: float) -> None:
+    until = time.monotonic() + limit_s
+    while not holds():
+        if time.monotonic() > until:
+            raise Failed(f"{what}: not within {limit_s:.0f} s")
+        time.sleep(1)
+
+
+def prepare(steps: Steps) -> None:
+    """A bucket with a made corpus."""
+    import s3fs
+
+    with steps.step("bucket and corpus"):
+        files = s3fs.S3FileSystem(endpoint_url=os.environ["AWS_ENDPOINT_URL_S3"])
+        if not files.exists(BUCKET):
+            files.mkdir(BUCKET)
+        run(STAGECOACH, "data", "make", f"s3://{BUCKET}/corpus", "--profile", "tiny", timeout_s=300)
+
+
+def train(steps: Steps) -> None:
+    """One stage of a few steps on two pods, asked for as a person does in Prefect's UI."""
+    parameters = {
+        "recipe": RECIPE, "run_id": RUN, "data": f"s3://{BUCKET}/corpus", "stages": ["pretrain"], "nodes": 2, "ranks_per_node": 1,
+        "settings": [f"pretrain.steps={STEPS}"],
+    }  # fmt: skip
+    with steps.step("pipeline by its deployment"):
+        told = in_worker("prefect", "deployment", "run", "mm1_pipeline/stagecoach", "--params", json.dumps({"parameters": parameters}))
+        steps.found["flow_run"] = told.strip().splitlines()[-1].strip()
+        wait_for("the run is finished", stage_is_done, PIPELINE_S)
+    with steps.step("report and explain"):
+        root = f"s3://{BUCKET}/root"
+        run(STAGECOACH, "report", RUN, "--root", root, "--out", "/tmp/stagecoach-install-report.html")
+        steps.found["explain"] = json.loads(run(STAGECOACH, "explain", RUN, "--root", root, "--json"))["sentence"]
+
+
+def stage_is_done() -> bool:
+    """By its hand-over in the bucket."""
+    import s3fs
+
+    files = s3fs.S3FileSystem(endpoint_url=os.environ["AWS_ENDPOINT_URL_S3"])
+    files.invalidate_cache()
+    return bool(files.exists(f"{BUCKET}/root/runs/{RUN}/stages/00-pretrain/stage.json"))
+
+
+def check_policies(steps: Steps) -> None:
+    """What a trainer's pod must not reach, and what it must: by connecting, from a pod with a trainer's labels."""
+    api = run("kubectl", "get", "svc", "kubernetes", "-o", "jsonpath={.spec.clusterIP}")
+    server = run("kubectl", "get", "svc", "stagecoach-server", "-n", HOME, "-o", "jsonpath={.spec.clusterIP}")
+    bucket = os.environ.get("STAGECOACH_CLUSTER_S3_FROM_PODS", "http://10.99.0.1:7070").removeprefix("http://").partition(":")
+    image = (ROOT / "helm/stagecoach/images.txt").read_text().split()[0]
+    with steps.step("network policies"):
+        for name, host, port, may in (
+            ("bucket", bucket[0], int(bucket[2]), True),
+            ("api", api, 443, False),
+            ("prefect", server, 4200, False),
+            ("metadata", "169.254.169.254", 80, False),
+        ):
+            if reaches(f"probe-{name}", image, host, port) != may:
+                raise Failed(f"a trainer's pod {'cannot' if may else 'can'} reach {name} ({host}:{port})")
+    steps.found["policies"] = "a trainer reaches the bucket, and neither API server, Prefect nor metadata"
+
+
+def reaches(name: str, image: str, host: str, port: int) -> bool:
+    """Whether a pod that looks like a trainer's opens a connection."""
+    security = {"allowPrivilegeEscalation": False, "runAsNonRoot": True, "runAsUser": 1000, "capabilities": {"drop": ["ALL"]}}
+    container = {
+        "name": "probe", "image": image, "imagePullPolicy": "IfNotPresent", "command": ["python", "-c", PROBE.format(host=host, port=port)],
+        "securityContext": {**security, "seccompProfile": {"type": "RuntimeDefault"}},
+    }  # fmt: skip
+    pod = {
+        "apiVersion": "v1", "kind": "Pod",
+        "metadata": {"name": name, "namespace": JOBS, "labels": {"app.kubernetes.io/managed-by": "stagecoach"}},
+        "spec": {"restartPolicy": "Never", "automountServiceAccountToken": False, "containers": [container]},
+    }  # fmt: skip
+    subprocess.run(["kubectl", "apply", "-f", "-"], input=json.dumps(pod), text=True, capture_output=True, check=True, timeout=60)
+    phase = ""
+
+    def ended() -> bool:
+        nonlocal phase
+        phase = run("kubectl", "get", "pod", name, "-n", JOBS, "-o", "jsonpath={.status.phase}")
+        return phase in ("Succeeded", "Failed")
+
+    wait_for(f"pod {name} has ended", ended, 60)
+    run("kubectl", "delete", "pod", name, "-n", JOBS, "--wait=false")
+    return phase == "Succeeded"
+
+
+def uninstall(steps: Steps) -> None:
+    """And nothing of the release is left, in either namespace or beside them."""
+    with steps.step("uninstall"):
+        run("kubectl", "delete", "jobsets", "--all", "-n", JOBS)
+        run("helm", "uninstall", "stagecoach", "-n", HOME, "--wait")
+
+        def left() -> list[str]:
+            kinds = "all,cm,secret,sa,role,rolebinding,networkpolicy,pvc,ingress"
+            inside = run("kubectl", "get", kinds, "-A", "-l", "app.kubernetes.io/instance=stagecoach", "-o", "name")
+            wide = run("kubectl", "get", "clusterqueue,resourceflavor,workloadpriorityclass,clusterrole,clusterrolebinding", "-l",
+                       "app.kubernetes.io/instance=stagecoach", "-o", "name")  # fmt: skip
+            return (inside + wide).split()
+
+        wait_for("everything is gone", lambda: not left(), 60)
+
+
+def main() -> int:
+    """All steps; the report where one fails, too."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--without", choices=["test", "train", "policies", "uninstall"], action="append", default=[])
+    asked = parser.parse_args()
+    steps, trouble = Steps(), ""
+    try:
+        prepare(steps)
+        with steps.step("install"):
+            run("bash", "-euc", page_commands(), timeout_s=620)
+        if "test" not in asked.without:
+            with steps.step("helm test"):
+                run("helm", "test", "stagecoach", "-n", HOME, "--logs", "--timeout", f"{TEST_S:.0f}s", timeout_s=TEST_S + 30)
+        with steps.step("doctor in the cluster"):
+            told = json.loads(in_worker("stagecoach", "doctor", "--json", check=False))
+            steps.found["doctor"] = [f"{fact['verdict']}: {fact['fact']}" for fact in told["facts"] if fact["verdict"] != "ok"]
+        if "policies" not in asked.without:
+            check_policies(steps)
+        if "train" not in asked.without:
+            train(steps)
+        if "uninstall" not in asked.without:
+            uninstall(steps)
+    except Failed as error:
+        trouble = str(error)
+    told = {"seconds": steps.seconds, **steps.found, "trouble": trouble}
+    print(json.dumps(told, indent=1))
+    if asked.json:
+        asked.json.write_text(json.dumps(told, indent=1) + "\n")
+    return 1 if trouble else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -20,6 +20,7 @@ from stagecoach.supervisor import signals
 from stagecoach.supervisor.attempt import NodeAttempt
 from stagecoach.supervisor.claims import claim_next, now
 from stagecoach.supervisor.code import unpack_code
+from stagecoach.supervisor.devices import wait_for_devices
 from stagecoach.supervisor.http import HttpServer
 from stagecoach.supervisor.local_state import note_exit, write_started
 from stagecoach.supervisor.node import Node, build_node, tree_prefix
@@ -117,6 +118,8 @@ async def supervise(settings: SupervisorSettings) -> tuple[int, str]:
         node.port = await listen(server, node)
         if spec.code_uri is not None:
             node.code = await unless_stopped(stop, unpack_code, spec.code_uri, node.folder / "code")
+        # Before an attempt is claimed or joined: peers wait for us there, and a victim that saves costs no attempt.
+        await wait_for_devices(settings.device_probe, hardware=spec.resources.hardware, deadline_s=settings.rendezvous_s, stop=stop)
         return await attempts(node)
     except StopRequested:
         ended = node.as_ended(Verdict(kind="stopped", exit_code=ExitCode.STOPPED, message="stopped before anything ran"))

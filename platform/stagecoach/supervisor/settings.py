@@ -10,6 +10,7 @@ STAGECOACH_MACHINE         what a person knows this machine by (its host name)
 STAGECOACH_HANG_S          the watchdog's deadline after the first step (max(60, 5 x the median step))
 STAGECOACH_FIRST_STEP_S    and until the first step (600)
 STAGECOACH_RENDEZVOUS_S    how long nodes wait for each other (600)
+STAGECOACH_DEVICE_PROBE    a command that prints a line for every device somebody else holds (nvidia-smi where there is one; empty: none)
 STAGECOACH_LOCAL_STATE     where the local launcher reads pid and exit; no other launcher sets it
 """
 
@@ -42,6 +43,7 @@ class SupervisorSettings:
     hang_s: float | None
     first_step_s: float
     rendezvous_s: float
+    device_probe: str | None = None
 
     @property
     def stop_s(self) -> float:
@@ -70,6 +72,7 @@ def read_settings(environ: Mapping[str, str] = os.environ) -> SupervisorSettings
         hang_s=_seconds(environ, "STAGECOACH_HANG_S", None),
         first_step_s=_seconds(environ, "STAGECOACH_FIRST_STEP_S", FIRST_STEP_S) or FIRST_STEP_S,
         rendezvous_s=_seconds(environ, "STAGECOACH_RENDEZVOUS_S", RENDEZVOUS_S) or RENDEZVOUS_S,
+        device_probe=environ.get("STAGECOACH_DEVICE_PROBE", "" if local_state else None),  # a pod sees only its own devices
     )
 
 

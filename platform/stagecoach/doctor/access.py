@@ -18,13 +18,20 @@ NEEDED: tuple[Right, ...] = (
     ("", "pods/log", "get"),
     *(("", "events", verb) for verb in ("get", "list")),
 )
+# And volcano-rules.yaml, where the launcher is `kubernetes`.
+VOLCANO: tuple[Right, ...] = (
+    *(("batch.volcano.sh", "jobs", verb) for verb in ("create", "get", "list", "watch", "patch", "delete")),
+    ("bus.volcano.sh", "commands", "create"),
+    ("scheduling.volcano.sh", "podgroups", "get"),
+)
 TOO_MUCH: tuple[Right, ...] = (("", "secrets", "get"), ("", "pods/exec", "create"), ("rbac.authorization.k8s.io", "roles", "create"))
 
 
 def check_access(place: Place, kube: Kube) -> Iterator[Fact]:
     """What launching needs, and in a pod also what it must not have."""
     namespace = place.site.namespace
-    denied = [right for right in NEEDED if not may(kube, namespace, right)]
+    needed = (*NEEDED, *(VOLCANO if place.site.launcher == "kubernetes" else ()))
+    denied = [right for right in needed if not may(kube, namespace, right)]
     if denied:
         missing = "; ".join(spoken(right) for right in denied)
         yield Fact(

@@ -28,7 +28,11 @@ def check_version(place: Place, kube: Kube) -> Iterator[Fact]:
     else:
         yield Fact(check="cluster", verdict="ok", fact=f"Kubernetes {version} at {kube.host}")
     yield served(kube, "JobSet", paths.JOBSETS, needed=place.site.launcher == "jobset", release="JobSet 0.10 or newer")
-    yield served(kube, "Kueue", paths.KUEUE, needed=bool(place.site.queue), release="Kueue 0.15 or newer")
+    if place.site.launcher == "kubernetes":
+        yield served(kube, "Volcano", paths.VOLCANO, needed=True, release="Volcano 1.9 or newer")
+    yield served(
+        kube, "Kueue", paths.KUEUE, needed=place.site.launcher == "jobset" and bool(place.site.queue), release="Kueue 0.15 or newer"
+    )
 
 
 def served(kube: Kube, name: str, path: str, *, needed: bool, release: str) -> Fact:

@@ -50,8 +50,9 @@ def served(kube: Kube, name: str, path: str, *, needed: bool, release: str) -> F
 
 def check_kueue(place: Place, kube: Kube) -> Iterator[Fact]:
     """Kueue's own settings: does it manage JobSets, and when does it give up on pods that do not start."""
-    if not place.site.queue:
-        yield Fact(check="kueue", verdict="ok", fact="no queue is named by the site, so Kueue is not asked")
+    if not place.site.queue or place.site.launcher == "kubernetes":
+        why = "Volcano queues the jobs" if place.site.launcher == "kubernetes" else "the site names no queue"
+        yield Fact(check="kueue", verdict="ok", fact=f"{why}, so Kueue is not asked")
         return
     path = paths.of(paths.CORE, "configmaps", "kueue-system", "kueue-manager-config")
     try:

@@ -21,6 +21,9 @@ IDLE_SHARE = 0.5  # of the hardware that no quota covers
 def check_queues(place: Place, kube: Kube) -> Iterator[Fact]:
     """Nothing where the site names no queue but a warning."""
     site = place.site
+    if site.launcher == "kubernetes":
+        yield Fact(check="queues", verdict="ok", fact="Volcano queues the jobs: Kueue's quota is not asked")
+        return
     if not site.queue:
         yield Fact(
             check="queues",

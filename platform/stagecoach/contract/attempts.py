@@ -1,5 +1,6 @@
 """Rules over the attempts of a job that several parts apply: supervisors, launchers, `explain`."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Literal, TypeVar
 
@@ -10,6 +11,8 @@ from stagecoach.errors import ContractError
 
 T = TypeVar("T")
 FoundBy = Literal["successor", "controller"]
+
+SUSPECTED_AFTER = 2  # failures that began on one machine: once may be chance, the third in a row without progress would end the job
 
 Attempt = tuple[int, AttemptStart | None, AttemptEnd | None]  # its number, and what stands in the ledger
 
@@ -33,6 +36,20 @@ def without_progress(newest_first: Iterable[Attempt], reached: int, *, at_most: 
         if len(found) == at_most:
             break
     return found
+
+
+def bad_machines(ends_newest_first: Iterable[AttemptEnd | None], *, at_least: int = SUSPECTED_AFTER) -> tuple[str, ...]:
+    """Machines on which the last attempts failed first, again and again, sorted. One that was done, or stopped by the platform, clears
+    all before it: the machines were good then. An attempt without an end says nothing."""
+    failures: Counter[str] = Counter()
+    for end in ends_newest_first:
+        if end is None:
+            continue
+        if end.exit_code in (ExitCode.DONE, ExitCode.STOPPED):
+            break
+        if ExitCode(end.exit_code).is_counted and end.first_failed_node:
+            failures[end.first_failed_node] += 1
+    return tuple(sorted(machine for machine, count in failures.items() if count >= at_least))
 
 
 def end_the_dead(job: JobFolder, start: AttemptStart, committed_step: int, *, by: FoundBy, at: str, cancelled: bool = False) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from stagecoach.constants import ExitCode, Phase
+from stagecoach.contract.attempts import bad_machines
 from stagecoach.contract.job import Submission, SubmissionState
 from stagecoach.contract.launch import JobState, Launcher, LaunchSpec, NameTaken, RunHandle
 from stagecoach.contract.ledger import JobFolder
@@ -41,7 +42,7 @@ def submit_job(launcher: Launcher, job: JobFolder, spec: LaunchSpec, *, after_fa
             if ended.exit_code == ExitCode.DONE:
                 return RunHandle(launcher=newest.launcher, name=newest.name, job_uri=job.uri, uid=ended.handle)
             _check_retried(newest, ended, job, after_fatal=after_fatal)
-        numbered = with_number(spec, newest.submission + 1 if newest else 1)
+        numbered = without_bad_machines(launcher, job, with_number(spec, newest.submission + 1 if newest else 1))
         if job.claim_submission(_submission(launcher, numbered)):
             return _hand_over(launcher, job, numbered)
         # Another caller took this number: look again, and attach to its job.
@@ -114,6 +115,15 @@ def with_number(spec: LaunchSpec, submission: int) -> LaunchSpec:
     return replace(spec, submission=submission, name=f"{_NUMBER.sub('', spec.name)}-s{submission}")
 
 
+def without_bad_machines(launcher: Launcher, job: JobFolder, spec: LaunchSpec) -> LaunchSpec:
+    """The spec, less machines on which earlier attempts failed first again and again; for launchers that choose machines."""
+    if not getattr(launcher, "chooses_machines", False):
+        return spec
+    ends = (job.attempt_end(number) for number in reversed(job.attempt_numbers()))
+    excluded = sorted({*spec.excluded_nodes, *bad_machines(ends)})
+    return replace(spec, excluded_nodes=tuple(excluded))
+
+
 def _hand_over(launcher: Launcher, job: JobFolder, spec: LaunchSpec) -> RunHandle:
     """Create-or-attach by name: the claim's spec is what counts, so that every caller asks for the same."""
     handle = launcher.submit(spec)
@@ -142,7 +152,8 @@ def _check_same(launcher: Launcher, newest: Submission, spec: LaunchSpec) -> Non
             f"{newest.name!r} was submitted to launcher {newest.launcher!r} and has not ended; asked now: {launcher.name!r}. "
             f"Use --launcher {newest.launcher} to attach to it, or cancel it first"
         )
-    wanted = with_number(spec, newest.submission)
+    excluded = newest.spec.get("excluded_nodes") or ()  # decided when it was claimed, from what the ledger said then
+    wanted = replace(with_number(spec, newest.submission), excluded_nodes=tuple(excluded))
     if wanted.digest != newest.spec_digest:
         raise name_taken(newest.name, validate(LaunchSpec, newest.spec, where=newest.name, error=ContractError), wanted)
 

@@ -19,7 +19,7 @@ from stagecoach.contract.records import canonical_json, to_plain
 from stagecoach.errors import ConfigError, RunFailed
 from stagecoach.launch.registry import LAUNCHERS, get_launcher
 from stagecoach.launch.submit import settle, submit_job, wait_job, with_number
-from stagecoach.testing.builders import launch_spec
+from stagecoach.testing.builders import attempt_end, attempt_start, launch_spec
 from stagecoach.testing.fake_launcher import Crashed, FakeCluster, FakeLauncher
 
 
@@ -221,3 +221,36 @@ def test_what_differs_is_told_without_values_of_variables(job: JobFolder) -> Non
     spec = spec_for(job, environment={"A": "secret-1", "B": "2"})
     other = replace(spec, environment={"A": "secret-2"}, nodes=2)
     assert spec_differences(spec, other) == ["environment.A: differs", "environment.B: differs", "nodes: there 1, asked 2"]
+
+
+class Placing(FakeLauncher):
+    chooses_machines = True
+
+
+def test_a_machine_on_which_attempts_failed_first_twice_is_left_out_of_the_next_submission(job: JobFolder) -> None:
+    cluster = FakeCluster()
+    launcher, spec = Placing(cluster), spec_for(job)
+    first = submit_job(launcher, job, spec)
+    for attempt, machine in enumerate(("gpu-1", "gpu-7", "gpu-7"), start=1):
+        job.claim_attempt(attempt_start(attempt=attempt))
+        job.end_attempt(attempt_end(attempt=attempt, first_failed_node=machine))
+    assert submit_job(launcher, job, spec) == first  # open: the claim decides, whatever the ledger says since
+    cluster.finish(first.name, 75)
+    second = submit_job(launcher, job, spec)
+    assert cluster.jobs[second.name].spec.excluded_nodes == ("gpu-7",)
+    assert submit_job(launcher, job, spec) == second
+    cluster.finish(second.name, 143)
+    job.claim_attempt(attempt_start(attempt=4, submission=2))
+    job.end_attempt(attempt_end(attempt=4, kind="stopped", exit_code=143))
+    third = submit_job(launcher, job, spec)
+    assert cluster.jobs[third.name].spec.excluded_nodes == ()
+
+
+def test_a_launcher_that_chooses_no_machines_excludes_none(job: JobFolder) -> None:
+    cluster = FakeCluster()
+    first = submit_job(FakeLauncher(cluster), job, spec_for(job))
+    for attempt in (1, 2):
+        job.claim_attempt(attempt_start(attempt=attempt))
+        job.end_attempt(attempt_end(attempt=attempt, first_failed_node="here"))
+    cluster.finish(first.name, 75)
+    assert cluster.jobs[submit_job(FakeLauncher(cluster), job, spec_for(job)).name].spec.excluded_nodes == ()

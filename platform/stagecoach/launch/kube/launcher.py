@@ -26,6 +26,7 @@ class ClusterLauncher(ABC):
     """Jobs of one namespace. No cluster is asked before one is needed."""
 
     name: str
+    chooses_machines = True  # `excluded_nodes` of a spec counts
 
     def __init__(self, kube: Kube | None = None, site: Site | None = None, *, module: str = SUPERVISOR) -> None:
         """`kube` None: the kubeconfig's cluster, or the one this process is a pod of. `module` is what `python -m` starts on every node."""

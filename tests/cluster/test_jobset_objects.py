@@ -84,7 +84,7 @@ def test_a_plain_torchx_app_is_submitted_described_listed_and_cancelled(world: C
 
 
 @pytest.fixture
-def racks() -> Iterator[ClusterWorld]:
+def racks(fake_nodes: int) -> Iterator[ClusterWorld]:
     """A queue over nodes whose racks Kueue knows."""
     there = ClusterWorld(topology=True)
     yield there

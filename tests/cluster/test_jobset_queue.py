@@ -11,7 +11,7 @@ from stagecoach.testing.cluster_world import HIGH, LOW, ClusterWorld
 
 
 @pytest.fixture
-def small() -> Iterator[ClusterWorld]:
+def small(fake_nodes: int) -> Iterator[ClusterWorld]:
     """Quota for one job of two half cores."""
     there = ClusterWorld(cpus=1, retries=2)
     yield there

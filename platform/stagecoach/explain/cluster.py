@@ -8,6 +8,8 @@ from stagecoach.contract.launch import JobState, Launcher
 from stagecoach.errors import StagecoachError
 from stagecoach.explain.records import ClusterFacts
 
+PATIENCE_S = 8.0  # somebody waits for the answer, and the bucket has most of it
+
 
 class ClusterView(Protocol):
     """One place where jobs run."""
@@ -45,7 +47,7 @@ def view_of_launcher(launcher: str) -> ClusterView:
     try:
         from stagecoach.launch.registry import get_launcher
 
-        return LauncherView(get_launcher(launcher))
+        return LauncherView(get_launcher(launcher, patience_s=PATIENCE_S))
     except ImportError as error:
         raise StagecoachError(f"the launcher `{launcher}` is not installed here ({error.name})") from error
 

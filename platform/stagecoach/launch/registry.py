@@ -8,9 +8,10 @@ LAUNCHERS = ("local", "jobset", "kubernetes")
 NOT_BUILT = ("ray",)  # named in interfaces.md section 1; refused by name until they exist
 
 
-def get_launcher(name: str, *, ranks: int = 0) -> Launcher:
+def get_launcher(name: str, *, ranks: int = 0, patience_s: float | None = None) -> Launcher:
     """The launcher of that name. Raises ConfigError with what exists; and, with `ranks`, where it could take no job of so many: that is
-    better known before a submission is claimed."""
+    better known before a submission is claimed. `patience_s`: how long one call may wait for a cluster that does not answer; a person who
+    waits has less than a flow."""
     if name == "local":
         from stagecoach.launch.local import LocalLauncher
 
@@ -21,11 +22,11 @@ def get_launcher(name: str, *, ranks: int = 0) -> Launcher:
     if name == "jobset":
         from stagecoach.launch.jobset.launcher import JobsetLauncher
 
-        return JobsetLauncher()
+        return JobsetLauncher(patience_s=patience_s)
     if name == "kubernetes":
         from stagecoach.launch.volcano.launcher import VolcanoLauncher
 
-        return VolcanoLauncher()
+        return VolcanoLauncher(patience_s=patience_s)
     exists = f"here there is: {', '.join(LAUNCHERS)}"
     if name in NOT_BUILT:
         raise ConfigError(f"--launcher {name}: not built yet; {exists}")

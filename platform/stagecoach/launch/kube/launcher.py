@@ -12,7 +12,7 @@ from stagecoach.contract.launch import JobState, LaunchSpec, LogLine, RunHandle
 from stagecoach.contract.ledger import JobFolder
 from stagecoach.errors import ConfigError
 from stagecoach.launch.appdef import SUPERVISOR
-from stagecoach.launch.kube.client import Kube, connect
+from stagecoach.launch.kube.client import DEADLINE_S, Kube, connect
 from stagecoach.launch.kube.logs import job_lines
 from stagecoach.launch.kube.marks import CANCELLED, JOB_URI, PAUSED, annotations, is_ours, run_of, spec_in
 from stagecoach.launch.kube.store import JobStore
@@ -28,16 +28,19 @@ class ClusterLauncher(ABC):
     name: str
     chooses_machines = True  # `excluded_nodes` of a spec counts
 
-    def __init__(self, kube: Kube | None = None, site: Site | None = None, *, module: str = SUPERVISOR) -> None:
-        """`kube` None: the kubeconfig's cluster, or the one this process is a pod of. `module` is what `python -m` starts on every node."""
+    def __init__(
+        self, kube: Kube | None = None, site: Site | None = None, *, module: str = SUPERVISOR, patience_s: float | None = None
+    ) -> None:
+        """`kube` None: the kubeconfig's cluster, or the one this process is a pod of. `module` is what `python -m` starts on every node.
+        `patience_s`: how long a call may wait for a cluster that does not answer."""
         self.site, self.module = site or load_site(), module
-        self._kube = kube
+        self._kube, self._patience_s = kube, patience_s or DEADLINE_S
 
     @property
     def kube(self) -> Kube:
         """The cluster, connected to on first use."""
         if self._kube is None:
-            self._kube = connect()
+            self._kube = connect(deadline_s=self._patience_s)
         return self._kube
 
     @property

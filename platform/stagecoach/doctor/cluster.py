@@ -3,8 +3,6 @@
 from collections.abc import Iterator
 from typing import Any
 
-import yaml
-
 from stagecoach.doctor.facts import Fact, Place
 from stagecoach.errors import StagecoachError
 from stagecoach.launch.kube import paths
@@ -65,6 +63,8 @@ def check_kueue(place: Place, kube: Kube) -> Iterator[Fact]:
             do=f"ask its administrator whether integrations.frameworks has {JOBSET_KIND} (chart: rbac.clusterReader lets doctor look)",
         )
         return
+    import yaml  # comes with the cluster's client
+
     yield from judge_kueue(yaml.safe_load(data.get("controller_manager_config.yaml", "")) or {})
 
 

@@ -1,6 +1,8 @@
 """The grace period against how long saves took: a stop must leave time to finish one."""
 
+import json
 from collections.abc import Iterator
+from typing import Any
 
 from stagecoach.contract.ledger import JobFolder, Runs
 from stagecoach.doctor.facts import Fact, Place
@@ -8,6 +10,7 @@ from stagecoach.errors import StagecoachError
 
 RUNS = 10  # the newest
 SOURCE = "rank-0"  # who tells of saves
+SEGMENTS = 20  # of a stage, of 1 MiB at most: enough for many saves, and a long run is not read whole
 
 
 def check_grace(place: Place) -> Iterator[Fact]:
@@ -39,6 +42,19 @@ def check_grace(place: Place) -> Iterator[Fact]:
         yield Fact(check="grace", verdict="ok", fact=fact)
 
 
+def newest_events(folder: JobFolder) -> Iterator[dict[str, Any]]:
+    """Those in the newest attempt's last segments. Lines that a cut or a kill has torn are passed over."""
+    attempts = folder.attempt_numbers()
+    keys = folder.segments("events", attempts[-1], SOURCE)[-SEGMENTS:] if attempts else []
+    for line in b"".join(folder.store.read(key) for key in keys).splitlines():
+        try:
+            event = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(event, dict):
+            yield event
+
+
 def longest_save(runs: Runs) -> tuple[float | None, str]:
     """Seconds and run/stage; (None, "") where none was made. Newest runs by name are looked at, their newest attempts only."""
     longest, where = None, ""
@@ -54,9 +70,8 @@ def longest_save(runs: Runs) -> tuple[float | None, str]:
 
 def saves(folder: JobFolder) -> Iterator[float]:
     """From the moment the trainer was asked until the commit, by the same rank's clock."""
-    attempts = folder.attempt_numbers()
     began: dict[int, float] = {}
-    for event in folder.events(attempts[-1], SOURCE) if attempts else ():
+    for event in newest_events(folder):
         step, at = event.get("step"), event.get("t")
         if not isinstance(step, int) or not isinstance(at, int | float):
             continue

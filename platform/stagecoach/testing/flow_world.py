@@ -10,12 +10,13 @@ from unittest.mock import patch
 from stagecoach.checkpoints.addresses import checkpoint_at
 from stagecoach.checkpoints.listing import MANIFEST
 from stagecoach.constants import Phase
+from stagecoach.contract.evaluation import SCORES, EvaluationSettings, Score, Scores
 from stagecoach.contract.identity import identity_fields
 from stagecoach.contract.job import ObjectRef, TrainResult
 from stagecoach.contract.launch import JobState, LaunchSpec, RunHandle
 from stagecoach.contract.ledger import JobFolder
 from stagecoach.contract.plan import Parent, StagePlan, Steps
-from stagecoach.contract.records import canonical_json
+from stagecoach.contract.records import canonical_json, encode, validate
 from stagecoach.storage import Store
 from stagecoach.testing.builders import attempt_end, attempt_start
 from stagecoach.testing.checkpoints import write_checkpoint
@@ -48,6 +49,24 @@ def train_at_once(folder: JobFolder, *, attempt: int = 1) -> None:
         )
     )  # fmt: skip
     folder.end_attempt(attempt_end(attempt=attempt, kind="done", exit_code=0, step=steps, committed_step=steps))
+
+
+def answer_at_once(folder: JobFolder, settings: EvaluationSettings) -> None:
+    """What an evaluation that runs to its end leaves."""
+    folder.claim_attempt(attempt_start(attempt=1))
+    score = Score(category="colour", metric="exact", samples=4, value=0.5, low=0.0, high=1.0, correct=2)
+    scores = Scores(settings=settings, scores=(score,), answers=4, finished_at="Monday")
+    folder.store.create_if_absent(SCORES, encode(scores))
+    folder.end_attempt(attempt_end(attempt=1, kind="done", exit_code=0, step=0, committed_step=0))
+
+
+def work_at_once(folder: JobFolder) -> None:
+    """Whatever the folder's job is."""
+    job = folder.job()
+    if job is not None and job.kind == "evaluation":
+        answer_at_once(folder, validate(EvaluationSettings, dict(job.settings), where="settings"))
+    else:
+        train_at_once(folder)
 
 
 def weights_of(plan: StagePlan) -> str:
@@ -90,7 +109,7 @@ class Counter:
 
 
 class TrainingLauncher(FakeLauncher):
-    """Jobs train when they are first looked at. Each call is a crash point of `counter`."""
+    """Jobs train, or answer, when they are first looked at. Each call is a crash point of `counter`."""
 
     def __init__(self, cluster: FakeCluster, counter: Counter) -> None:
         super().__init__(cluster)
@@ -112,7 +131,7 @@ class TrainingLauncher(FakeLauncher):
         state = FakeLauncher.describe(self, handle)
         if state.phase == Phase.RUNNING:
             self.counter.is_job = True
-            train_at_once(JobFolder.open(handle.job_uri))
+            work_at_once(JobFolder.open(handle.job_uri))
             self.counter.is_job = False
             self.cluster.finish(handle.name, 0)
         return state

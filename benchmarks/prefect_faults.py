@@ -1,6 +1,6 @@
 """Prefect dies, training does not: the server for a minute, and a flow's process for good.
 
-    python benchmarks/prefect_faults.py [--only outage|silent] [--steps 400] [--json FILE]
+    python benchmarks/prefect_faults.py [--only outage|silent|lost] [--steps 400] [--json FILE]
 
 Real parts throughout: `prefect server start`, `prefect worker start`, what `stagecoach deploy` registers, the trainer on the local
 launcher.
@@ -9,11 +9,14 @@ outage: the server is killed while a stage trains, and started again 60 s later.
 submission, one attempt, the same weights.
 silent: a worker and the flow's process on it are killed with SIGKILL. The job trains on; the server makes the flow run CRASHED and
 starts the `resume` flow, which lets a worker attach to the job. Told: the seconds from the kill to each of these.
+lost: the flow's process and the server are killed with SIGKILL, and the server's database is deleted. The same command again, with a
+Prefect of its own, attaches to the job that trained on meanwhile.
 """
 
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -100,6 +103,21 @@ def outage(server: PrefectServer, folder: Path, steps: int) -> dict[str, Any]:
     return {**found, "calm": calm, "same_weights": calm["weights"] == found["disturbed"]["weights"]}
 
 
+def lost(server: PrefectServer, folder: Path, steps: int) -> dict[str, Any]:
+    """Nothing is left of Prefect; the bucket knows."""
+    caller = subprocess.Popen(command(folder, "lost", steps), env=server.environment, start_new_session=True)
+    until(lambda: step_of(folder, "lost") >= 10, "the first steps")
+    caller.kill()
+    caller.wait()
+    server.kill()
+    step = step_of(folder, "lost")
+    shutil.rmtree(server.home)
+    server.home.mkdir()
+    environment = {name: value for name, value in server.environment.items() if name not in ("PREFECT_API_URL", "PREFECT_HOME")}
+    again = subprocess.run(command(folder, "lost", steps), env=environment, check=False)
+    return {"step_at_the_kill": step, "exit_code": again.returncode, **came_to(folder, "lost")}
+
+
 def worker(server: PrefectServer) -> "subprocess.Popen[bytes]":
     return subprocess.Popen(
         [sys.executable, "-m", "prefect", "worker", "start", "--pool", "stagecoach"], env=server.environment, start_new_session=True,
@@ -168,12 +186,12 @@ def is_finished(folder: Path, run_id: str) -> bool:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=("outage", "silent"))
+    parser.add_argument("--only", choices=("outage", "silent", "lost"))
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--json", metavar="FILE")
     asked = parser.parse_args()
     report: dict[str, Any] = {"machine": f"{os.cpu_count()} cores", "steps": asked.steps}
-    for kind, measure in (("outage", outage), ("silent", silent)):
+    for kind, measure in (("outage", outage), ("silent", silent), ("lost", lost)):
         if asked.only not in (None, kind):
             continue
         with tempfile.TemporaryDirectory() as name:
@@ -189,7 +207,8 @@ def main() -> int:
             print(json.dumps({kind: report[kind]}, indent=1), flush=True)
     if asked.json:
         Path(asked.json).write_text(json.dumps(report, indent=1) + "\n")
-    good = [report.get("outage", {}).get("same_weights", True), report.get("silent", {}).get("submissions", 1) == 1]
+    good = [report.get("outage", {}).get("same_weights", True)]
+    good += [report[kind]["submissions"] == report[kind]["attempts"] == 1 for kind in ("silent", "lost") if kind in report]
     return 0 if all(good) else 1
 
 

@@ -39,7 +39,9 @@ class PrefectServer:
 
     @property
     def environment(self) -> dict[str, str]:
-        return {**os.environ, **QUIET, "PREFECT_HOME": str(self.home), "PREFECT_API_URL": self.url, "STAGECOACH_STATE_DIR": str(self.home)}
+        """Of processes that use the server; what launchers remember is beside its home."""
+        state = str(self.home.with_name("stagecoach-state"))
+        return {**os.environ, **QUIET, "PREFECT_HOME": str(self.home), "PREFECT_API_URL": self.url, "STAGECOACH_STATE_DIR": state}
 
     def start(self) -> None:
         command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(self.port), "--no-ui"]

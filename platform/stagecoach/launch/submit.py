@@ -15,12 +15,13 @@ from stagecoach.contract.job import Submission, SubmissionState
 from stagecoach.contract.launch import JobState, Launcher, LaunchSpec, NameTaken, RunHandle
 from stagecoach.contract.ledger import JobFolder
 from stagecoach.contract.records import to_plain, validate
-from stagecoach.errors import ContractError, RunFailed
+from stagecoach.errors import ClusterUnavailable, ContractError, RunFailed
 from stagecoach.launch.differences import name_taken
 from stagecoach.launch.local_state import now
 
 POLL_S = 0.5
 UNKNOWN_FOR_S = 30.0
+AWAY = "the cluster does not answer: "
 _NUMBER = re.compile(r"-s\d+$")
 
 
@@ -76,23 +77,36 @@ def wait_job(
     """Watches until the job has ended, writes that to the intent log, and returns the last state. `on_state` is told of every change,
     `on_poll` is called at every look.
 
-    Raises RunFailed when the launcher has not known the job for UNKNOWN_FOR_S (somebody deleted it).
+    A cluster that does not answer is waited for, however long: the job does not need it. Raises RunFailed when the launcher has not known
+    the job for UNKNOWN_FOR_S (somebody deleted it).
     """
     last, known_at = None, time.monotonic()
     while True:
-        state = launcher.describe(handle)
+        state = look(launcher, handle)
         if state != last:
             on_state(state)
         on_poll()
         if state.phase.is_terminal:
             note_end(job, submission, handle, state)
             return state
-        if state.phase != Phase.UNKNOWN:
+        if state.phase != Phase.UNKNOWN or state.reason.startswith(AWAY):
             known_at = time.monotonic()
         elif time.monotonic() - known_at > UNKNOWN_FOR_S:
             raise RunFailed(f"{handle.name!r} is gone from launcher {launcher.name!r}: {state.reason}", run_id=handle.name, log_uri=job.uri)
         last = state
         time.sleep(poll_s)
+
+
+def look(launcher: Launcher, handle: RunHandle) -> JobState:
+    """How the job is, tended to where the launcher can; UNKNOWN with AWAY for a reason while the cluster does not answer."""
+    try:
+        state = launcher.describe(handle)
+        tend: Callable[[RunHandle], None] | None = getattr(launcher, "tend", None)
+        if tend is not None and not state.phase.is_terminal:
+            tend(handle)
+        return state
+    except ClusterUnavailable as error:
+        return JobState(phase=Phase.UNKNOWN, reason=f"{AWAY}{error}")
 
 
 def note_end(job: JobFolder, submission: int, handle: RunHandle, state: JobState) -> SubmissionState:

@@ -167,7 +167,12 @@ class ClusterWorld:
         flavor: Obj = {"tolerations": [toleration]}
         if topology:
             levels = [{"nodeLabel": label} for label in ("stagecoach.dev/block", "stagecoach.dev/rack", "kubernetes.io/hostname")]
-            named: Obj = {"apiVersion": "kueue.x-k8s.io/v1beta2", "kind": "Topology", "metadata": {"name": "test"}, "spec": {"levels": levels}}
+            named: Obj = {
+                "apiVersion": "kueue.x-k8s.io/v1beta2",
+                "kind": "Topology",
+                "metadata": {"name": "test"},
+                "spec": {"levels": levels},
+            }
             self.kube.apply(paths.of(paths.KUEUE, "topologies", None, "test"), named, manager="tests", what="apply a topology")
             flavor |= {"nodeLabels": {"type": "kwok"}, "topologyName": "test"}
         self._create("ResourceFlavor", {"metadata": {"name": name}, "spec": flavor})

@@ -90,6 +90,11 @@ def test_what_is_seen_is_told_with_its_reason(seen: Seen, phase: Phase, told: st
     assert code == {Phase.SUCCEEDED: 0, Phase.CANCELLED: 143}.get(phase)
 
 
+def test_a_job_that_was_given_up_has_failed_with_40() -> None:
+    phase, reason, code = state(Seen(jobset=jobset(), workload=workload(active=False, stopped="given-up", stopped_because="no image")))
+    assert (phase, reason, code) == (Phase.FAILED, "no image", 40)
+
+
 def test_time_that_is_over_is_a_failure_with_45() -> None:
     evicted = condition("Evicted", reason="DeactivatedDueToMaximumExecutionTimeExceeded", message="exceeding the maximum execution time")
     phase, reason, code = state(Seen(jobset=jobset(), workload=workload(evicted, active=False)))

@@ -13,10 +13,10 @@ import pytest
 
 import stagecoach.launch.submit as submit_module
 from stagecoach.constants import Phase
-from stagecoach.contract.launch import LaunchSpec, NameTaken
+from stagecoach.contract.launch import JobState, LaunchSpec, NameTaken, RunHandle
 from stagecoach.contract.ledger import JobFolder
 from stagecoach.contract.records import canonical_json, to_plain
-from stagecoach.errors import ConfigError, RunFailed
+from stagecoach.errors import ClusterUnavailable, ConfigError, RunFailed
 from stagecoach.launch.registry import LAUNCHERS, get_launcher
 from stagecoach.launch.submit import settle, submit_job, wait_job, with_number
 from stagecoach.testing.builders import attempt_end, attempt_start, launch_spec
@@ -254,3 +254,30 @@ def test_a_launcher_that_chooses_no_machines_excludes_none(job: JobFolder) -> No
         job.end_attempt(attempt_end(attempt=attempt, first_failed_node="here"))
     cluster.finish(first.name, 75)
     assert cluster.jobs[submit_job(FakeLauncher(cluster), job, spec_for(job)).name].spec.excluded_nodes == ()
+
+
+class OftenAway(FakeLauncher):
+    """Its cluster answers every third question."""
+
+    asked, tended = 0, 0
+
+    def describe(self, handle: RunHandle) -> JobState:
+        self.asked += 1
+        if self.asked % 3:
+            raise ClusterUnavailable("connection refused")
+        if self.asked > 8:
+            self.cluster.finish(handle.name, 0)
+        return super().describe(handle)
+
+    def tend(self, handle: RunHandle) -> None:
+        self.tended += 1
+
+
+def test_f61_a_cluster_that_is_away_is_waited_for_and_the_job_is_tended_to(job: JobFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(submit_module, "UNKNOWN_FOR_S", -1.0)  # to whom a job is unknown, it is gone at once
+    launcher, told = OftenAway(), []
+    handle = submit_job(launcher, job, spec_for(job))
+    state = wait_job(launcher, job, handle, 1, poll_s=0, on_state=lambda state: told.append(state.reason))
+    assert state.phase == Phase.SUCCEEDED
+    assert "the cluster does not answer: connection refused" in told
+    assert launcher.tended == 2

@@ -75,11 +75,13 @@ class Kube:
         query = {"fieldManager": manager, "force": "true", **({"dryRun": "All"} if dry_run else {})}
         return self._json("PATCH", path, query=query, body=body, content_type=APPLY, what=what)
 
-    def delete(self, path: str, *, uid: str | None, what: str) -> None:
-        """Its dependents first. With `uid` only that very object. Raises NotFound, Conflict."""
+    def delete(self, path: str, *, uid: str | None, what: str, now: bool = False) -> None:
+        """Its dependents first. With `uid` only that very object; `now`: without any grace. Raises NotFound, Conflict."""
         body: Obj = {"kind": "DeleteOptions", "apiVersion": "v1", "propagationPolicy": "Foreground"}
         if uid:
             body["preconditions"] = {"uid": uid}
+        if now:
+            body["gracePeriodSeconds"] = 0
         self._json("DELETE", path, body=body, what=what)
 
     def text(self, path: str, *, query: Mapping[str, str], what: str, deadline_s: float) -> str:

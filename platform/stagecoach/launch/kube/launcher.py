@@ -7,6 +7,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import Any
 
+from loguru import logger
+
 from stagecoach.constants import ExitCode, Phase
 from stagecoach.contract.launch import JobState, LaunchSpec, LogLine, RunHandle
 from stagecoach.contract.ledger import JobFolder
@@ -14,8 +16,9 @@ from stagecoach.errors import ConfigError
 from stagecoach.launch.appdef import SUPERVISOR
 from stagecoach.launch.kube.client import DEADLINE_S, Kube, connect
 from stagecoach.launch.kube.logs import job_lines
-from stagecoach.launch.kube.marks import CANCELLED, JOB_URI, PAUSED, annotations, is_ours, run_of, spec_in
+from stagecoach.launch.kube.marks import CANCELLED, GIVEN_UP, JOB_URI, PAUSED, annotations, is_ours, run_of, spec_in
 from stagecoach.launch.kube.store import JobStore
+from stagecoach.launch.kube.tending import Tending
 from stagecoach.launch.ledger_view import LedgerRead, end_dead_attempt, read_ledger
 from stagecoach.site import Site, load_site
 
@@ -35,6 +38,7 @@ class ClusterLauncher(ABC):
         `patience_s`: how long a call may wait for a cluster that does not answer."""
         self.site, self.module = site or load_site(), module
         self._kube, self._patience_s = kube, patience_s or DEADLINE_S
+        self._tending = Tending()
 
     @property
     def kube(self) -> Kube:
@@ -113,6 +117,21 @@ class ClusterLauncher(ABC):
             if state.exit_code != ExitCode.DONE and not trouble:
                 trouble = end_dead_attempt(folder, read.view.newest, cancelled=cancelled)
         return _with_trouble(state, trouble)
+
+    def tend(self, handle: RunHandle) -> None:
+        """What whoever waits for the job does for it, at every look: a job that names an image or a secret that is not there is given up
+        (it ends with 40), and pods of a lost node are let go, for whom the restart of a gang would wait for ever."""
+        seen = self.look(handle)
+        if seen is None or not any(pod.is_hopeless or pod.is_leaving for pod in seen.pods):
+            return
+        thing = self.object_of(seen)
+        if why := self._tending.hopeless(seen.pods):
+            logger.warning(f"{handle.name}: {why}")
+            self.store.stop(thing, GIVEN_UP, because=why)
+            self.forget(handle)
+        for pod in self._tending.stuck(seen.pods, grace_s=float(spec_in(thing)["grace_s"])):
+            logger.warning(f"{handle.name}: node {pod.node} does not confirm that pod {pod.name} is gone; it is taken for dead")
+            self.store.force_away(pod.name, pod.uid)
 
     def list(self, *, run_id: str | None = None) -> list[RunHandle]:
         found = [self._handle(thing) for thing in self.store.list(run_id) if is_ours(thing)]

@@ -21,6 +21,10 @@ REPLICA_ID, RANK0_HOST = "TORCHX_REPLICA_ID", "TORCHX_RANK0_HOST"
 COMPLETION_INDEX = "metadata.annotations['batch.kubernetes.io/job-completion-index']"
 PORT_NAME, SUPERVISOR_PORT = "supervisor", 29400
 INSTANCE_TYPE = "node.kubernetes.io/instance-type"
+LOST_NODE: tuple[Obj, ...] = tuple(  # instead of five minutes, which a whole gang would stand still
+    {"key": f"node.kubernetes.io/{trouble}", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 10}
+    for trouble in ("not-ready", "unreachable")
+)
 _REPLICA_MARK = "\x00replica\x00"  # stands for the macro while the author's own dollars are escaped
 _EXPANDED = re.compile(r"\$(?=[$(])")
 WRITABLE = {  # where programs in a training image write by default; all of it lies in the emptyDir at /tmp
@@ -164,8 +168,7 @@ def _placement(resource: "Resource", options: PodOptions) -> Obj:
     if kind := resource.capabilities.get(INSTANCE_TYPE):
         selector[INSTANCE_TYPE] = kind
     found: Obj = {"nodeSelector": selector} if selector else {}
-    if options.tolerations:
-        found["tolerations"] = [_toleration(item) for item in options.tolerations]
+    found["tolerations"] = [*LOST_NODE, *(_toleration(item) for item in options.tolerations)]
     if options.excluded_nodes:
         rule = {"key": "kubernetes.io/hostname", "operator": "NotIn", "values": list(options.excluded_nodes)}
         terms = {"nodeSelectorTerms": [{"matchExpressions": [rule]}]}

@@ -78,6 +78,14 @@ class JobStore:
             return
         self._wait(lambda: (self.get(name) or {"metadata": {"uid": ""}})["metadata"]["uid"] != uid, grace_s + GONE_S)
 
+    def force_away(self, pod: str, uid: str) -> None:
+        """Removes a pod's object without waiting for its node. Idempotent."""
+        path = paths.of(paths.CORE, "pods", self.namespace, pod)
+        try:
+            self.kube.delete(path, uid=uid, now=True, what=f"let pod {self.namespace}/{pod} go")
+        except (NotFound, Conflict):
+            return
+
     def merge(self, thing: Obj, change: Obj) -> None:
         """A merge patch of the object."""
         name = thing["metadata"]["name"]

@@ -5,7 +5,7 @@ from typing import Any
 
 from stagecoach.constants import ExitCode, Phase
 from stagecoach.contract.launch import JobState
-from stagecoach.launch.kube.marks import PAUSED, STOPPED, WHY_STOPPED, annotations
+from stagecoach.launch.kube.marks import GIVEN_UP, PAUSED, STOPPED, WHY_STOPPED, annotations
 from stagecoach.launch.kube.podstate import PodView, exit_code_of, starting_trouble, told
 from stagecoach.launch.local_phase import LedgerView
 
@@ -71,6 +71,8 @@ def _aborted(seen: Seen, message: str) -> tuple[Phase, str, int | None]:
     why = annotations(seen.job).get(WHY_STOPPED)
     if stop_of(seen.job) == PAUSED:
         return Phase.PAUSED, why or "paused", None
+    if stop_of(seen.job) == GIVEN_UP:
+        return Phase.FAILED, why or "given up", int(ExitCode.BAD_CONFIG)
     return Phase.CANCELLED, why or message or "cancelled", int(ExitCode.STOPPED)
 
 

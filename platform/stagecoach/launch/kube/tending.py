@@ -1,0 +1,37 @@
+"""What no controller of the cluster does for a job, and whoever waits for it must: give up what can never start, and let go of pods whose
+node is lost. Time is our own monotonic clock, from when we saw it first: no clock of the cluster is believed.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from stagecoach.launch.kube.podstate import PodView, starting_trouble
+
+GIVE_UP_S = 120.0  # an image or secret that is not there so long is not coming; a registry that hiccups is
+STUCK_S = 10.0  # beyond the grace period: the kubelet would have killed it long ago
+
+
+@dataclass
+class Tending:
+    """Remembers since when each pod of the jobs looked at is in trouble."""
+
+    clock: Callable[[], float] = time.monotonic
+    _since: dict[tuple[str, str], float] = field(default_factory=dict)
+
+    def hopeless(self, pods: Sequence[PodView]) -> str:
+        """Why the job will never start, once that is sure; "" until then."""
+        late = [pod for pod in pods if self._lasts("cannot start", pod, pod.is_hopeless) > GIVE_UP_S]
+        return f"{starting_trouble(late)}; given up after {GIVE_UP_S:.0f} s" if late else ""
+
+    def stuck(self, pods: Sequence[PodView], *, grace_s: float) -> list[PodView]:
+        """Pods that were deleted and whose node does not confirm that they are gone. Their attempt is fenced: what they still write is
+        never read, so that they may be taken for dead."""
+        return [pod for pod in pods if self._lasts("leaving", pod, pod.is_leaving) > grace_s + STUCK_S]
+
+    def _lasts(self, what: str, pod: PodView, is_so: bool) -> float:
+        key = (what, pod.uid)
+        if not is_so:
+            self._since.pop(key, None)
+            return 0.0
+        return self.clock() - self._since.setdefault(key, self.clock())

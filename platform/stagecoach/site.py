@@ -64,6 +64,7 @@ class Site(BaseSettings):
     pods: Pods = Pods()
     environment: dict[str, str] = Field(default_factory=dict)
     secrets: tuple[SecretRef, ...] = ()
+    pods_apart: bool = False  # a network policy with every job, beside the namespace's own (the chart's networkPolicies.jobsApart)
     grace_s: int = Field(default=30, gt=0, le=86_400)  # between SIGTERM and SIGKILL
     prefect_api_url: str | None = None
 

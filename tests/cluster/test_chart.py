@@ -101,7 +101,7 @@ def test_a_release_is_accepted_keeps_its_password_and_leaves_nothing(namespaces:
     run("helm", "upgrade", "stagecoach", str(CHART), "-n", home, "--no-hooks", *given, "--set", "worker.replicas=2")
     assert password() == first
     assert rights(f"{jobs}:stagecoach-trainer", jobs) == {}
-    worker = granted("worker-rules.yaml")
+    worker = {**granted("worker-rules.yaml"), **granted("apart-rules.yaml")}
     for resource, verbs in granted("reader-rules.yaml").items():
         worker.setdefault(resource, set()).update(verbs)
     assert rights(f"{home}:stagecoach-worker", jobs) == worker
@@ -175,7 +175,7 @@ def test_an_upgrade_and_a_rollback_leave_a_run_alone(namespaces: tuple[str, str]
 def test_without_the_switch_the_worker_reads_nothing_of_the_cluster(namespaces: tuple[str, str]) -> None:
     home, jobs = namespaces
     run("helm", "install", "stagecoach", str(CHART), "-n", home, "--no-hooks", *settings(jobs))
-    assert rights(f"{home}:stagecoach-worker", jobs) == granted("worker-rules.yaml")
+    assert rights(f"{home}:stagecoach-worker", jobs) == {**granted("worker-rules.yaml"), **granted("apart-rules.yaml")}
     assert rights(f"{home}:stagecoach-worker", home) == {}
     assert rights(f"{home}:stagecoach-worker", "default") == {}
     run("helm", "uninstall", "stagecoach", "-n", home, "--no-hooks")

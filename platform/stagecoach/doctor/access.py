@@ -24,13 +24,15 @@ VOLCANO: tuple[Right, ...] = (
     ("bus.volcano.sh", "commands", "create"),
     ("scheduling.volcano.sh", "podgroups", "get"),
 )
+# And apart-rules.yaml, where every job gets a network policy.
+APART: tuple[Right, ...] = tuple(("networking.k8s.io", "networkpolicies", verb) for verb in ("create", "patch"))
 TOO_MUCH: tuple[Right, ...] = (("", "secrets", "get"), ("", "pods/exec", "create"), ("rbac.authorization.k8s.io", "roles", "create"))
 
 
 def check_access(place: Place, kube: Kube) -> Iterator[Fact]:
     """What launching needs, and in a pod also what it must not have."""
     namespace = place.site.namespace
-    needed = (*NEEDED, *(VOLCANO if place.site.launcher == "kubernetes" else ()))
+    needed = (*NEEDED, *(VOLCANO if place.site.launcher == "kubernetes" else ()), *(APART if place.site.pods_apart else ()))
     denied = [right for right in needed if not may(kube, namespace, right)]
     if denied:
         missing = "; ".join(spoken(right) for right in denied)

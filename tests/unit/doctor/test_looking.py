@@ -16,7 +16,7 @@ import pytest
 
 from stagecoach.cli.doctor import NAMES, doctor_command
 from stagecoach.contract.ledger import JobFolder
-from stagecoach.doctor.access import NEEDED, VOLCANO, check_access
+from stagecoach.doctor.access import APART, NEEDED, VOLCANO, check_access
 from stagecoach.doctor.bucket import check_bucket
 from stagecoach.doctor.clock import check_clock
 from stagecoach.doctor.cluster import check_version
@@ -207,7 +207,7 @@ def test_the_command_names_every_check_and_ends_with_0_or_1(
 def test_needed_rights_are_those_of_the_charts_role() -> None:
     import yaml
 
-    for name, needed in (("worker-rules", NEEDED), ("volcano-rules", VOLCANO)):
+    for name, needed in (("worker-rules", NEEDED), ("volcano-rules", VOLCANO), ("apart-rules", APART)):
         rules = yaml.safe_load((Path(__file__).parents[3] / f"helm/stagecoach/files/{name}.yaml").read_text())
         granted = {
             (group, resource, verb)

@@ -14,6 +14,7 @@ from stagecoach.contract.launch import JobState, LaunchSpec, LogLine, RunHandle
 from stagecoach.contract.ledger import JobFolder
 from stagecoach.errors import ConfigError
 from stagecoach.launch.appdef import SUPERVISOR
+from stagecoach.launch.kube.apart import keep_apart
 from stagecoach.launch.kube.client import DEADLINE_S, Kube, connect
 from stagecoach.launch.kube.logs import job_lines
 from stagecoach.launch.kube.marks import CANCELLED, GIVEN_UP, JOB_URI, PAUSED, annotations, is_ours, run_of, spec_in
@@ -86,7 +87,10 @@ class ClusterLauncher(ABC):
         """Create or attach. Raises NameTaken with what differs, ConfigError for what the cluster refuses or does not have."""
         wanted = self.build(spec)
         self.check(wanted)
-        return self._handle(self.store.create_or_attach(wanted))
+        thing = self.store.create_or_attach(wanted)
+        if self.site.pods_apart:
+            keep_apart(self.kube, thing, self.pod_label)
+        return self._handle(thing)
 
     def dry_run(self, spec: LaunchSpec) -> str:
         """The object that `submit` would create, as YAML; no cluster is asked."""

@@ -61,7 +61,7 @@ def run_stage_command(launcher: str, depth: Any, after_fatal: bool, dry_run: boo
     for warning in prepared.warnings:
         click.echo(f"warning: {warning.path}: {warning.says}; {warning.do}", err=True)
     if dry_run:
-        print_json(dry(prepared))
+        print_json(dry(prepared, launcher))
         return 0
     try:
         result = carry_out(prepared, launcher, request, after_fatal=after_fatal)
@@ -79,14 +79,19 @@ def check_launcher(name: str, request: "StageRequest") -> None:
     get_launcher(name, ranks=(request.nodes or 1) * (request.ranks_per_node or 1))
 
 
-def dry(prepared: "Prepared") -> dict[str, Any]:
-    """What would be written and asked for."""
+def dry(prepared: "Prepared", launcher: str) -> dict[str, Any]:
+    """What would be written and asked for; with a launcher that can say it, exactly what it would create."""
     from stagecoach.contract.records import to_plain
+    from stagecoach.launch.registry import get_launcher
+    from stagecoach.launch.submit import with_number
     from stagecoach.site import load_site
     from stagecoach.stages.runner import StageTask, launch_spec
 
     task = StageTask(runs=prepared.runs, run=prepared.run, plan=prepared.plan, site=load_site())
-    return {"run": to_plain(prepared.run), "plan": to_plain(prepared.plan), "launch": to_plain(launch_spec(task))}
+    spec = launch_spec(task)
+    build = getattr(get_launcher(launcher), "build", None)
+    created = {"object": build(with_number(spec, 1))} if build is not None else {}
+    return {"run": to_plain(prepared.run), "plan": to_plain(prepared.plan), "launch": to_plain(spec), **created}
 
 
 def carry_out(prepared: "Prepared", launcher: str, request: "StageRequest", *, after_fatal: bool) -> "StageResult":

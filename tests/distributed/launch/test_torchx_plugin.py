@@ -13,6 +13,8 @@ from stagecoach.launch.torchx_plugin import registered, stagecoach_local
 from stagecoach.site import state_folder
 from stagecoach.testing.local_world import wait_for
 
+OURS = ("stagecoach_local", "jobset")
+
 
 @pytest.fixture
 def runner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Runner:
@@ -40,9 +42,10 @@ def end_of(runner: Runner, handle: str) -> AppState:
 
 def test_every_built_in_scheduler_is_listed_beside_ours() -> None:
     ours = {point.name: point.value for point in entry_points(group="torchx.schedulers")}
-    assert ours.pop("stagecoach_local") == "stagecoach.launch.torchx_plugin:stagecoach_local"
+    for name in OURS:
+        assert ours.pop(name) == f"stagecoach.launch.torchx_plugin:{name}"
     assert ours == {name: f"{module}:create_scheduler" for name, module in DEFAULT_SCHEDULER_MODULES.items()}
-    assert set(get_scheduler_factories()) >= {"stagecoach_local", "local_cwd", "kubernetes", "slurm"}
+    assert set(get_scheduler_factories()) >= {*OURS, "local_cwd", "kubernetes", "slurm"}
     assert torchx.schedulers.get_scheduler_factories()["local_cwd"]("x").backend == "local"
 
 

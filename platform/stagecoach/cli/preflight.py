@@ -127,6 +127,8 @@ def prepare_job(
 
     site = load_site()
     kind = known_hardware(hardware or ("cpu" if launcher == "local" else "h100")).name
+    small = kind.startswith("cpu")  # a whole accelerator's share would find no place on a small machine
+    resources = Resources(hardware=kind, cpus_per_rank=1.0, memory_gb_per_rank=2.0, shm_gb=0.25) if small else Resources(hardware=kind)
     plain = to_plain(settings)
     identity = sha256(canonical_json(plain)).hexdigest()
     name = folder.uri.rpartition("/")[2]
@@ -137,12 +139,13 @@ def prepare_job(
         entrypoint=ENTRYPOINT,
         nodes=nodes,
         ranks_per_node=ranks_per_node,
-        resources=Resources(hardware=kind),
+        resources=resources,
         image=site.images.training,
         grace_s=GRACE_S,
         environment=site.environment,
         secrets=site.secrets,
         queue=site.queue,
+        priority=site.priority_classes.get("preflight", site.priority_classes.get("default")),
     )
     at = datetime.now(UTC).isoformat(timespec="seconds")
     folder.write_job(JobRecord(name=name, kind="preflight", identity=identity, settings=plain, created_at=at))

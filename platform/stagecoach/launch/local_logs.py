@@ -101,9 +101,16 @@ class NodeLogs:
 
 
 def job_lines(
-    job: JobFolder | None, files: list[Path], *, rank: int | None, attempt: int | None, is_growing: Callable[[], bool]
+    job: JobFolder | None,
+    files: list[Path],
+    *,
+    rank: int | None,
+    attempt: int | None,
+    is_growing: Callable[[], bool],
+    is_in_files: Callable[[int], bool] = lambda _: True,
 ) -> Iterator[LogLine]:
-    """The lines of one job, until `is_growing` says no. `job` is None when it has no folder in a bucket."""
+    """The lines of one job, until `is_growing` says no. `job` is None when it has no folder in a bucket; `is_in_files`: whether an
+    attempt's lines stand in the files, too."""
     from stagecoach.explain.logs import LogReader
 
     bucket = LogReader(job, rank=rank, attempt=attempt) if job else None
@@ -116,7 +123,7 @@ def job_lines(
                 yield LogLine(attempt=NO_ATTEMPT, rank=SUPERVISOR_RANK, text=text)
         for line in _from_bucket(bucket, is_last=is_last_look):
             if attempt is not None or line.rank != SUPERVISOR_RANK:
-                shipped[line.rank] += 1
+                shipped[line.rank] += is_in_files(line.attempt)
                 yield line
         if is_last_look:
             break

@@ -118,25 +118,33 @@ def job_lines(
     with tempfile.TemporaryDirectory(prefix="stagecoach-logs-") as place:
         pods = PodFiles(kube, namespace, labels, Path(place))
         pods.look()
+        gone = attempts_without_pods(folder, pods.addresses)
         if attempt is None and rank in (None, SUPERVISOR_RANK):
-            yield from supervisors_before(folder, pods.addresses)
+            yield from supervisors_of(folder, gone)
 
         def more_may_come() -> bool:
             over = not follow or has_ended()  # asked first: what is written after the last look would be lost
             pods.look()
             return not over
 
-        yield from lines_of(folder, pods.files if attempt is None else [], rank=rank, attempt=attempt, is_growing=more_may_come)
+        files = pods.files if attempt is None else []
+        yield from lines_of(
+            folder, files, rank=rank, attempt=attempt, is_growing=more_may_come, is_in_files=lambda number: number not in gone
+        )
 
 
-def supervisors_before(folder: JobFolder, addresses: set[str]) -> Iterator[LogLine]:
-    """Supervisors' lines of the attempts that no pod at these addresses led."""
-    for number in folder.attempt_numbers():
-        start = folder.attempt_start(number)
-        if start is None or start.leader_host not in addresses:
-            reader = LogReader(folder, rank=SUPERVISOR_RANK, attempt=number)
-            yield from reader.new_lines()
-            yield from reader.last_lines()
+def attempts_without_pods(folder: JobFolder, addresses: set[str]) -> list[int]:
+    """The attempts that no pod at these addresses led."""
+    starts = {number: folder.attempt_start(number) for number in folder.attempt_numbers()}
+    return [number for number, start in starts.items() if start is None or start.leader_host not in addresses]
+
+
+def supervisors_of(folder: JobFolder, attempts: list[int]) -> Iterator[LogLine]:
+    """What their supervisors shipped."""
+    for number in attempts:
+        reader = LogReader(folder, rank=SUPERVISOR_RANK, attempt=number)
+        yield from reader.new_lines()
+        yield from reader.last_lines()
 
 
 class PodFiles:

@@ -43,6 +43,7 @@ class ClusterWorld:
         self.root = f"s3://{make_bucket(self.namespace)}/root"
         self._create("Namespace", {"metadata": {"name": self.namespace, "labels": RESTRICTED}})
         self.make_queue(cpus, topology=topology)
+        self._eyes = JobsetLauncher(self.kube, self.site())
 
     def launcher(self) -> JobsetLauncher:
         """As good as one in another process: it has its own connections."""
@@ -89,7 +90,8 @@ class ClusterWorld:
     # --- looking
 
     def state(self, handle: RunHandle) -> JobState:
-        return JobsetLauncher(self.kube, self.site()).describe(handle)
+        """As one process sees it that looks again and again: by watches."""
+        return self._eyes.describe(handle)
 
     def wait_phase(self, handle: RunHandle, *phases: Phase) -> JobState:
         """The state once it is one of `phases`."""

@@ -3,6 +3,7 @@
 The cluster object's name is the lock, the bucket the memory. Any number of launchers, in any number of processes, see the same jobs.
 """
 
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import Any
@@ -25,6 +26,8 @@ from stagecoach.site import Site, load_site
 
 Obj = dict[str, Any]
 
+LEDGER_S = 2.0
+
 
 class ClusterLauncher(ABC):
     """Jobs of one namespace. No cluster is asked before one is needed."""
@@ -40,6 +43,7 @@ class ClusterLauncher(ABC):
         self.site, self.module = site or load_site(), module
         self._kube, self._patience_s = kube, patience_s or DEADLINE_S
         self._tending = Tending()
+        self._ledgers: dict[str, tuple[float, LedgerRead]] = {}
 
     @property
     def kube(self) -> Kube:
@@ -113,14 +117,24 @@ class ClusterLauncher(ABC):
             return JobState(phase=Phase.UNKNOWN, reason=reason)
         spec = spec_in(self.object_of(seen))
         folder = JobFolder.open(spec["job_uri"])
-        read = read_ledger(folder, spec["submission"])
-        state, cancelled = self.state_of(seen, read)
-        trouble = read.trouble
-        if state.phase.is_terminal:
+        state, cancelled = self.state_of(seen, self._ledger(handle, folder, spec["submission"]))
+        if state.phase.is_terminal:  # a last look, so that nothing old is told of an end
             self.forget(handle)
-            if state.exit_code != ExitCode.DONE and not trouble:
-                trouble = end_dead_attempt(folder, read.view.newest, cancelled=cancelled)
+            self._ledgers.pop(handle.uid, None)
+            state, cancelled = self.state_of(seen, self._ledger(handle, folder, spec["submission"]))
+        read = self._ledger(handle, folder, spec["submission"])
+        trouble = read.trouble
+        if state.phase.is_terminal and state.exit_code != ExitCode.DONE and not trouble:
+            trouble = end_dead_attempt(folder, read.view.newest, cancelled=cancelled)
         return _with_trouble(state, trouble)
+
+    def _ledger(self, handle: RunHandle, folder: JobFolder, submission: int) -> LedgerRead:
+        """Read at most every LEDGER_S: whoever waits looks more often, and each reading is several requests."""
+        now = time.monotonic()
+        known = self._ledgers.get(handle.uid)
+        if known is None or now - known[0] > LEDGER_S:
+            known = self._ledgers[handle.uid] = (now, read_ledger(folder, submission))
+        return known[1]
 
     def tend(self, handle: RunHandle) -> None:
         """What whoever waits for the job does for it, at every look: a job that names an image or a secret that is not there is given up

@@ -9,7 +9,7 @@ from stagecoach.testing.cluster_world import PodWorld
 
 IMAGE = os.environ.get("STAGECOACH_TEST_IMAGE", "")
 if not IMAGE:
-    collect_ignore_glob = ["test_*.py"]  # asked for by naming an image; see tests/README.md
+    collect_ignore_glob = ["test_*.py"]  # these are asked for by naming an image, since building one takes minutes
 
 
 @pytest.fixture

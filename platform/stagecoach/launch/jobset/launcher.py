@@ -60,6 +60,6 @@ class JobsetLauncher(ClusterLauncher):
         except ModuleNotFoundError as error:
             missing = (error.name or "torchx").partition(".")[0]
             raise ConfigError(
-                f"the jobset launcher makes its objects through TorchX, and {missing} is not installed: pip install 'stagecoach[kubernetes]'"
+                f"the jobset launcher makes its objects through TorchX; no {missing} is installed: pip install 'stagecoach[kubernetes]'"
             ) from error
         return JobsetScheduler("stagecoach")

@@ -104,7 +104,7 @@ class VolcanoLauncher(ClusterLauncher):
         except ModuleNotFoundError as error:
             missing = (error.name or "torchx").partition(".")[0]
             raise ConfigError(
-                f"the kubernetes launcher makes its objects through TorchX; {missing} is not installed: pip install 'stagecoach[kubernetes]'"
+                f"the kubernetes launcher makes its objects through TorchX; no {missing} is installed: pip install 'stagecoach[kubernetes]'"
             ) from error
 
     def check(self, thing: Obj) -> None:

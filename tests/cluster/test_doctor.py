@@ -101,8 +101,8 @@ def test_a_quota_that_no_node_can_hold_is_bad(root: str, namespace: str) -> None
     bad = [fact for fact in found["queues"] if fact["verdict"] == "bad"]
     assert code == 1
     assert [fact["fact"] for fact in bad] == [
-        f"flavor {namespace}: quota of cpu 64, nodes have 0",
-        f"flavor {namespace}: quota of nvidia.com/gpu 8, nodes have 0",
+        f"flavor {namespace}: quota of cpu 64, nodes have 0 for jobs",
+        f"flavor {namespace}: quota of nvidia.com/gpu 8, nodes have 0 for jobs",
     ]
     assert "Kueue admits what no node holds, and preempts nothing" in bad[0]["do"]
     for kind in ("clusterqueue", "resourceflavor"):

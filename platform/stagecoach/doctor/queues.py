@@ -3,7 +3,6 @@
 Kueue preempts on shortage of quota, not of nodes: with a quota above the hardware nothing is ever preempted, and pods stay pending.
 """
 
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -16,6 +15,8 @@ from stagecoach.launch.kube.errors import Denied, NotFound
 Obj = dict[str, Any]
 SLACK = 1e-6  # of sums of floats
 IDLE_SHARE = 0.5  # of the hardware that no quota covers
+ENDED = ("Succeeded", "Failed")
+NOBODY: Mapping[str, Mapping[str, float]] = {}
 
 
 def check_queues(place: Place, kube: Kube) -> Iterator[Fact]:
@@ -51,6 +52,7 @@ def check_queues(place: Place, kube: Kube) -> Iterator[Fact]:
             item["metadata"]["name"]: item for item in kube.list(paths.of(paths.KUEUE, "resourceflavors"), what="list flavors")["items"]
         }
         nodes = kube.list(paths.of(paths.CORE, "nodes"), what="list nodes")["items"]
+        others = requests_of_others(kube)
     except Denied as error:
         yield Fact(
             check="queues",
@@ -60,7 +62,7 @@ def check_queues(place: Place, kube: Kube) -> Iterator[Fact]:
         )
     else:
         yield active(f"ClusterQueue {name}", queue)
-        yield from judge_quota(queue, flavors, nodes)
+        yield from judge_quota(queue, flavors, nodes, others)
         yield from judge_preemption(queue)
     yield from check_priorities(place, kube)
     yield from check_unqueued(place, kube)
@@ -81,11 +83,13 @@ def active(what: str, queue: Obj) -> Fact:
     return Fact(check="queues", verdict="unknown", fact=f"{what} has no status yet", do="see whether Kueue's controller runs")
 
 
-def judge_quota(queue: Obj, flavors: Mapping[str, Obj], nodes: list[Obj]) -> Iterator[Fact]:
-    """Every flavor's quota against what its ready nodes can allocate."""
+def judge_quota(
+    queue: Obj, flavors: Mapping[str, Obj], nodes: list[Obj], others: Mapping[str, Mapping[str, float]] = NOBODY
+) -> Iterator[Fact]:
+    """Every flavor's quota against what its ready nodes can allocate to jobs."""
     for group in queue["spec"].get("resourceGroups", ()):
         for flavor in group["flavors"]:
-            has = allocatable(flavors.get(flavor["name"], {}), nodes)
+            has = allocatable(flavors.get(flavor["name"], {}), nodes, others)
             for resource in flavor["resources"]:
                 yield judge_one(flavor["name"], resource["name"], parse_quantity(resource["nominalQuota"]), has)
 
@@ -93,7 +97,7 @@ def judge_quota(queue: Obj, flavors: Mapping[str, Obj], nodes: list[Obj]) -> Ite
 def judge_one(flavor: str, resource: str, quota: float, has: Mapping[str, float]) -> Fact:
     """One resource of one flavor."""
     there = has.get(resource, 0.0)
-    fact = f"flavor {flavor}: quota of {resource} {show_quantity(resource, quota)}, nodes have {show_quantity(resource, there)}"
+    fact = f"flavor {flavor}: quota of {resource} {show_quantity(resource, quota)}, nodes have {show_quantity(resource, there)} for jobs"
     if quota > there * (1 + SLACK):
         return Fact(
             check="queues",
@@ -106,15 +110,34 @@ def judge_one(flavor: str, resource: str, quota: float, has: Mapping[str, float]
     return Fact(check="queues", verdict="ok", fact=fact)
 
 
-def allocatable(flavor: Obj, nodes: list[Obj]) -> Counter[str]:
-    """What the flavor's nodes have together: those with its labels that are ready and not cordoned."""
+def requests_of_others(kube: Kube) -> dict[str, dict[str, float]]:
+    """Node -> resource -> what pods that Kueue did not let go have asked for there. Nothing for an account that may not list all pods."""
+    try:
+        pods = kube.list(paths.of(paths.CORE, "pods"), what="list pods of all namespaces")["items"]
+    except Denied:
+        return {}
+    found: dict[str, dict[str, float]] = {}
+    for pod in pods:
+        node = pod["spec"].get("nodeName")
+        if not node or is_queued(pod) or pod.get("status", {}).get("phase") in ENDED:
+            continue
+        taken = found.setdefault(node, {})
+        for container in pod["spec"]["containers"]:
+            for resource, amount in container.get("resources", {}).get("requests", {}).items():
+                taken[resource] = taken.get(resource, 0.0) + parse_quantity(amount)
+    return found
+
+
+def allocatable(flavor: Obj, nodes: list[Obj], others: Mapping[str, Mapping[str, float]] = NOBODY) -> dict[str, float]:
+    """What the flavor's nodes have together for jobs: those with its labels that are ready and not cordoned, less what others ask for."""
     wanted = flavor.get("spec", {}).get("nodeLabels", {})
-    total: Counter[str] = Counter()
+    total: dict[str, float] = {}
     for node in nodes:
         labels = node["metadata"].get("labels", {})
         if all(labels.get(key) == value for key, value in wanted.items()) and is_ready(node):
+            taken = others.get(node["metadata"]["name"], {})
             for resource, amount in node["status"].get("allocatable", {}).items():
-                total[resource] += parse_quantity(amount)  # type: ignore[assignment]  # a Counter counts in floats as well
+                total[resource] = total.get(resource, 0.0) + parse_quantity(amount) - taken.get(resource, 0.0)
     return total
 
 
@@ -190,7 +213,7 @@ def check_unqueued(place: Place, kube: Kube) -> Iterator[Fact]:
 
 def holds_gpus(pod: Obj) -> bool:
     """Asks for a GPU and has not ended."""
-    if pod.get("status", {}).get("phase") in ("Succeeded", "Failed"):
+    if pod.get("status", {}).get("phase") in ENDED:
         return False
     return any(
         resource.endswith("/gpu")

@@ -63,6 +63,14 @@ def test_only_ready_nodes_with_the_flavors_labels_count() -> None:
     assert verdicts(list(judge_quota(queue(gpus="9"), FLAVORS, nodes))) == ["ok", "ok", "bad"]
 
 
+def test_what_others_ask_for_is_not_there_for_jobs() -> None:
+    others = {"a": {"nvidia.com/gpu": 1.0, "cpu": 0.2}, "elsewhere": {"cpu": 100.0}}
+    facts = list(judge_quota(queue(gpus="8"), FLAVORS, [node("a", gpu="h100")], others))
+    assert verdicts(facts) == ["bad", "ok", "bad"]
+    assert "quota of cpu 192, nodes have 191.8 for jobs" in facts[0].fact
+    assert "lower nominalQuota to 7" in facts[2].do
+
+
 def test_hardware_that_no_quota_covers_is_a_warning() -> None:
     nodes = [node(str(index), gpu="h100") for index in range(3)]
     assert verdicts(list(judge_quota(queue(gpus="8"), FLAVORS, nodes)))[2] == "warning"

@@ -86,7 +86,7 @@ def train(steps: Steps) -> None:
     """One stage of a few steps on two pods, asked for as a person does in Prefect's UI."""
     parameters = {
         "recipe": RECIPE, "run_id": RUN, "data": f"s3://{BUCKET}/corpus", "stages": ["pretrain"], "nodes": 2, "ranks_per_node": 1,
-        "settings": [f"pretrain.steps={STEPS}"],
+        "settings": [f"pretrain.steps={STEPS}", "pretrain.resources.cpus_per_rank=0.5", "pretrain.resources.memory_gb_per_rank=2"],
     }  # fmt: skip
     with steps.step("pipeline by its deployment"):
         told = in_worker("prefect", "deployment", "run", "mm1_pipeline/stagecoach", "--params", json.dumps({"parameters": parameters}))

@@ -22,6 +22,7 @@ class ApiServer:
 
     def __init__(self) -> None:
         self.answers: list[Answer | str] = []  # "hang up": no answer; "be silent": none, and the connection stays
+        self.routes: dict[str, Answer | str] = {}
         self.silence = threading.Event()
         self.asked: list[tuple[str, str, dict[str, Any] | None]] = []
         server = self
@@ -34,7 +35,7 @@ class ApiServer:
                 length = int(self.headers.get("Content-Length") or 0)
                 body = json.loads(self.rfile.read(length)) if length else None
                 server.asked.append((self.command, self.path, body))
-                found = server.answers.pop(0) if len(server.answers) > 1 else server.answers[0]
+                found = server.next_answer(self.path)
                 if found == "hang up":
                     self.close_connection = True
                     self.connection.close()
@@ -64,6 +65,13 @@ class ApiServer:
             f"http://127.0.0.1:{self.http.server_port}", urllib3.PoolManager().request, lambda: {"authorization": "Bearer t"},
             sleep=self.slept.append,
         )  # fmt: skip
+
+    def next_answer(self, path: str) -> Answer | str:
+        """Of the first route that is in the path, else the next in order."""
+        for part, answer in self.routes.items():
+            if part in path:
+                return answer
+        return self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
 
     def close(self) -> None:
         self.silence.set()

@@ -20,15 +20,17 @@ TRACED = "stagecoach_workloads.testing.traced:main"
 BAD_AT = tuple(range(104, 110))  # six in a row: five are skipped, at the sixth the weights are suspect
 
 
-def run(folder: Path, plan: StagePlan, faults: Sequence[Mapping[str, Any]], *, ranks: int = 2) -> tuple[SupervisedJob, Path]:
+def run(
+    folder: Path, plan: StagePlan, faults: Sequence[Mapping[str, Any]], *, ranks: int = 2, entrypoint: str = TRACED, **environment: str
+) -> tuple[SupervisedJob, Path]:
     """A job that ends by itself, and where its ranks told their events."""
-    job = SupervisedJob(folder, {}, ranks=ranks, entrypoint=TRACED)
+    job = SupervisedJob(folder, {}, ranks=ranks, entrypoint=entrypoint)
     job.job.write_plan(plan)
     marked = [{"attempt": None, "mark": str(folder / f"mark-{number}"), **fault} for number, fault in enumerate(faults)]
     trace = folder / "trace"
     trace.mkdir()
     try:
-        job.start(environment={"STAGECOACH_TEST_FAULTS": json.dumps(marked), "STAGECOACH_TEST_TRACE": str(trace)})
+        job.start(environment={"STAGECOACH_TEST_FAULTS": json.dumps(marked), "STAGECOACH_TEST_TRACE": str(trace), **environment})
         assert job.wait(timeout_s=280) == 0, job.tail()
         assert job.survivors() == []
         assert len(list(folder.glob("mark-*"))) == len(faults)
@@ -82,6 +84,17 @@ def test_a_bit_that_flips_on_one_of_three_copies_is_named_and_not_saved(tmp_path
     assert story.problems == []  # steps 4 to 6 were taken twice, and were the same
 
 
+def test_ranks_that_the_network_parts_are_found_and_meet_again(tmp_path: Path, corpus: str, impatient: str) -> None:
+    """F71: no connection ends and nobody answers any more. The watchdog ends it, and the next attempt goes on exactly."""
+    parting = {"at": "all_reduce", "step": 6, "rank": 1, "action": "partition"}
+    job, trace = run(tmp_path, toy_stage(corpus), [parting], entrypoint=impatient, STAGECOACH_HANG_S="8")
+    assert [(end.kind, end.exit_code) for end in job.ends()] == [("hung", 75), ("done", 0)]
+    story = Story()
+    read_trace(trace, story)
+    assert story.problems == []
+    assert set(story.losses) == set(range(1, 9))
+
+
 def test_a_stop_that_reaches_every_process_is_still_saved(tmp_path: Path, plan: StagePlan) -> None:
     """F19: SIGTERM to all at once, as a service manager or a `kill` of a whole group sends it. Data is loaded in threads of the ranks;
     what else there is (agent, saving processes, sweeper, guards) must leave the stop to the supervisor."""
@@ -104,21 +117,25 @@ def test_a_stop_that_reaches_every_process_is_still_saved(tmp_path: Path, plan: 
         job.close()
 
 
-def test_a_loader_that_is_stuck_is_found_although_the_rank_waits_in_good_order(
-    tmp_path: Path, corpus: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_loader_that_is_stuck_is_found_although_the_rank_waits_in_good_order(tmp_path: Path, corpus: str, impatient: str) -> None:
     """The main thread looks several times a second whether data came; that alone is no sign that anything moves."""
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
-    job = SupervisedJob(tmp_path, {}, ranks=1, entrypoint="impatient:main")
-    job.job.write_plan(toy_stage(corpus))
     stuck = {"at": "load", "step": 5, "action": "sleep"}
-    try:
-        job.start(environment={"STAGECOACH_TEST_FAULTS": json.dumps([stuck]), "STAGECOACH_HANG_S": "8"})
-        assert job.wait(timeout_s=200) == 0, job.tail()
-        hung, done = job.ends()
-        assert (hung.kind, hung.exit_code, hung.step, done.kind) == ("hung", 75, 4, "done")
-        assert "in phase data_wait at step 4" in hung.message
-        assert "reached" in (hung.ranks[0].stack or "")  # the thread that loads, where it stands
-        assert job.survivors() == []
-    finally:
-        job.close()
+    job, _ = run(tmp_path, toy_stage(corpus), [stuck], ranks=1, entrypoint=impatient, STAGECOACH_HANG_S="8")
+    hung, done = job.ends()
+    assert (hung.kind, hung.exit_code, hung.step, done.kind) == ("hung", 75, 4, "done")
+    assert "in phase data_wait at step 4" in hung.message
+    assert "reached" in (hung.ranks[0].stack or "")  # the thread that loads, where it stands
+
+
+def test_data_that_is_late_on_one_rank_makes_the_others_wait_and_nobody_hang(tmp_path: Path, corpus: str) -> None:
+    """A store in trouble may take three minutes; the ranks that have their data are in the same case as the one that has not."""
+    late = {"at": "load", "step": 5, "rank": 1, "action": "sleep", "value": 12.0}
+    job, _ = run(tmp_path, toy_stage(corpus), [late], STAGECOACH_HANG_S="8")
+    assert [end.kind for end in job.ends()] == ["done"]
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> str:
+    """An entry point beside this file."""
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
+    return "impatient:main"

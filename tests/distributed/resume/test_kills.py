@@ -35,22 +35,24 @@ def test_killed_at_each_phase_it_ends_as_if_never_touched(tmp_path: Path, plan: 
     check(killed(tmp_path, plan, list(WAY_OF.items())), whole, kills=12)
 
 
-def test_stopped_with_more_and_less_grace_it_ends_as_if_never_touched(tmp_path: Path, plan: StagePlan, whole: Story) -> None:
+def test_stopped_with_more_and_less_grace_it_ends_as_if_never_touched(tmp_path: Path, short_plan: StagePlan, short_whole: Story) -> None:
     """F15, F16, F17: what the grace allows is saved, and what it does not is taken again."""
     kills = [("data_wait", "term5"), ("forward", "term0"), ("upload", "term1"), ("restore", "term1"), ("optimizer_step", "term20")]
-    story = killed(tmp_path, plan, kills)
-    check(story, whole, kills=5)
+    story = killed(tmp_path, short_plan, kills)
+    check(story, short_whole, kills=5)
     assert story.steps_lost["term20"] == [0]  # five seconds are enough too, on a machine that does nothing else: benchmarks/chaos.py tells
 
 
-def test_on_two_nodes_it_ends_as_if_never_touched(tmp_path: Path, plan: StagePlan, whole: Story) -> None:
+def test_on_two_nodes_it_ends_as_if_never_touched(tmp_path: Path, short_plan: StagePlan, short_whole: Story) -> None:
     """Two supervisors with a rank each: the same bits as one with two."""
-    check(killed(tmp_path, plan, [("optimizer_step", "rank"), ("commit", "supervisor")], ranks=1, nodes=2), whole, kills=2)
+    check(killed(tmp_path, short_plan, [("optimizer_step", "rank"), ("commit", "supervisor")], ranks=1, nodes=2), short_whole, kills=2)
 
 
-def test_on_s3_it_ends_as_if_never_touched(tmp_path: Path, plan: StagePlan, whole: Story, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_s3_it_ends_as_if_never_touched(
+    tmp_path: Path, short_plan: StagePlan, short_whole: Story, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with s3_server() as server, bucket(server) as name:
         for variable, value in server.environment.items():
             monkeypatch.setenv(variable, value)
-        story = killed(tmp_path, plan, [("upload", "saver"), ("commit", "ranks"), ("restart", "supervisor")], uri=f"s3://{name}/job")
-        check(story, whole, kills=3)
+        story = killed(tmp_path, short_plan, [("upload", "saver"), ("commit", "ranks"), ("restart", "supervisor")], uri=f"s3://{name}/job")
+        check(story, short_whole, kills=3)

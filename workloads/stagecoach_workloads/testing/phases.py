@@ -3,14 +3,18 @@
 `STAGECOACH_TEST_FAULTS` is a JSON list of `PhaseFault`s. Unset, as in production, `reached` costs one comparison.
 """
 
+import ctypes
 import glob
 import json
 import os
 import signal
+import socket
+import struct
 import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -23,10 +27,11 @@ PHASES = (
     "load",  # in the thread that loads data: the step's batches are there, and nobody has them yet
 )  # fmt: skip
 FOR_EVER_S = 10_000
+SO_ATTACH_FILTER = 26  # socket(7); Python has no name for it
 
 Action = Literal[
     "sigkill", "sigkill_parent", "sigkill_ranks", "sigkill_supervisor", "sigterm_supervisor",  # done by `reached`
-    "sigterm", "sigstop", "raise", "exit", "sleep",
+    "sigterm", "sigstop", "raise", "exit", "sleep", "partition",
     "nan", "inf", "spike", "flip",  # done by the trainer, which asks `ordered`
 ]  # fmt: skip
 
@@ -139,6 +144,18 @@ def _supervisor() -> list[int]:
     return [int(os.environ["STAGECOACH_SUPERVISOR_PID"])]
 
 
+def _partition(_fault: PhaseFault) -> None:
+    """From now on every packet that the network brings to this process's connections is dropped: the others hear no answer and no end."""
+    drop_all = ctypes.create_string_buffer(struct.pack("HBBI", 0x06, 0, 0, 0))  # classic BPF: return 0, of every packet
+    program = struct.pack("HP", 1, ctypes.addressof(drop_all))
+    for name in os.listdir("/proc/self/fd"):
+        with suppress(OSError):
+            if os.readlink(f"/proc/self/fd/{name}").startswith("socket:"):
+                with socket.socket(fileno=os.dup(int(name))) as connection:
+                    if connection.family in (socket.AF_INET, socket.AF_INET6):
+                        connection.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, program)
+
+
 def _exit(fault: PhaseFault) -> None:
     sys.stderr.flush()
     os._exit(int(fault.value))
@@ -153,6 +170,7 @@ _ACTIONS: dict[str, Callable[[PhaseFault], None]] = {
     "sigterm": _signal(signal.SIGTERM, lambda: [os.getpid()]),
     "sigstop": _signal(signal.SIGSTOP, lambda: [os.getpid()]),
     "raise": _raise,
+    "partition": _partition,
     "exit": _exit,
     "sleep": lambda fault: time.sleep(fault.value or FOR_EVER_S),
 }

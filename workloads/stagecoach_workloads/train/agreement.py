@@ -2,15 +2,20 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
 
 import torch
 import torch.distributed as dist
 
+from stagecoach.storage import StoreSettings
 from stagecoach_workloads.data.work.collate import BadSample
 
 HASH_BITS = 48  # so that sums over ranks stay within int64
+PATIENCE_S = StoreSettings().deadline_s  # so long a store in trouble may keep another rank, before it raises there
+BEAT_S = 0.5
+PAUSE_S, SHORT_PAUSE_S = 0.01, 0.0005  # between looks at an exchange; the short one for the usual wait, which is within a step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,12 +37,27 @@ class Totals:
         return f"{self.ids % (1 << HASH_BITS):012x}"
 
 
-def agree(mine: Totals) -> Totals:
-    """Sums over ranks, on the CPU: no device is waited for."""
+def agree(mine: Totals, beat: Callable[[], None] = lambda: None) -> Totals:
+    """Sums over ranks, on the CPU: no device is waited for. `beat` is called now and then while other ranks are waited for."""
     names = [entry.name for entry in fields(Totals)]
     values = torch.tensor([getattr(mine, name) for name in names], dtype=torch.int64)
-    dist.all_reduce(values)
+    work = dist.all_reduce(values, async_op=True)
+    assert work is not None
+    wait_in_all_reduce(work, beat)
     return Totals(**dict(zip(names, values.tolist(), strict=True)))
+
+
+def wait_in_all_reduce(work: dist.Work, beat: Callable[[], None]) -> None:
+    """Until all ranks are here. One that waits for data that is late keeps the others here for as long, and they hang no more than it does:
+    they beat, for PATIENCE_S. Raises what the exchange ran into."""
+    began = beaten = time.monotonic()
+    while not work.is_completed():
+        now = time.monotonic()
+        time.sleep(SHORT_PAUSE_S if now - began < BEAT_S else PAUSE_S)
+        if now - beaten > BEAT_S and now - began < PATIENCE_S:
+            beat()
+            beaten = now
+    work.wait()
 
 
 def all_ranks_say(yes: bool) -> bool:

@@ -125,7 +125,7 @@ class Run:
         mine = Totals(stop=int(self.context.stop_requested() or fed is None), save_failed=int(self.saving.error is not None))
         if fed is not None:
             mine = totals_of(fed.loaded.batches, len(fed.loaded.bad), mine)
-        totals = agree(mine)
+        totals = agree(mine, lambda: self.context.heartbeat(step=self.state.step, phase="all_reduce"))
         if totals.save_failed and not totals.stop:
             raise self.saving.error or RuntimeError(f"the last save failed on {totals.save_failed} ranks; their own messages say why")
         return totals

@@ -303,7 +303,8 @@ class Batch(Record):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Optimizer(Record):
-    """AdamW with decoupled decay (weight_decay is PyTorch's: MM1's lambda = 0.1 eta is 0.1 here), Adafactor or Muon."""
+    """AdamW with decoupled decay (weight_decay is PyTorch's: MM1's lambda = 0.1 eta is 0.1 here), Adafactor, or Muon: the matrices
+    between layers by Muon (beta1 is its momentum) at AdamW's rates, the rest by AdamW."""
 
     kind: Literal["adamw", "adafactor", "muon"]
     peak_lr: Positive

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from stagecoach.contract.plan import Layout, Model, Optimizer, StagePlan
 from stagecoach.costs.hardware import Hardware
-from stagecoach.costs.parameters import Tensor, is_trainable, model_tensors, moe_layers, patches, resampler_depth
+from stagecoach.costs.parameters import Tensor, is_between_layers, is_trainable, model_tensors, moe_layers, patches, resampler_depth
 
 MASTER_BYTES = 4  # fp32
 LOGIT_CHUNK = 1024  # positions
@@ -36,16 +36,16 @@ def shard_ranks(layout: Layout) -> int:
 
 
 def optimizer_bytes(tensor: Tensor, optimizer: Optimizer) -> int:
-    """State of one trainable tensor: AdamW two moments, Muon one, Adafactor a row and a column over the two
-    largest dims."""
+    """State of one trainable tensor: AdamW two moments, Muon one for the matrices between layers and AdamW's for the rest, Adafactor a row
+    and a column over the two largest dims."""
     if optimizer.kind == "adamw":
         return 2 * MASTER_BYTES * tensor.count
-    if optimizer.kind == "muon" and len(tensor.shape) >= 2:
-        return MASTER_BYTES * tensor.count
+    if optimizer.kind == "muon":
+        return MASTER_BYTES * tensor.count * (1 if is_between_layers(tensor.part, tensor.name, len(tensor.shape)) else 2)
     if optimizer.kind == "adafactor" and len(tensor.shape) >= 2:
         *rest, rows, columns = sorted(tensor.shape)
         return MASTER_BYTES * tensor.copies * math.prod(rest) * (rows + columns)
-    return MASTER_BYTES * tensor.count * (2 if optimizer.kind == "muon" else 1)
+    return MASTER_BYTES * tensor.count
 
 
 def state_bytes(plan: StagePlan, compute_bytes: int = 2) -> dict[str, int]:

@@ -73,6 +73,14 @@ def is_trainable(tensor: Tensor, model: Model) -> bool:
     return tensor.part == "lora" if model.lora is not None else tensor.part in model.trainable
 
 
+def is_between_layers(part: str, name: str, dims: int) -> bool:
+    """Is it a matrix from one layer's features to another's, or a stack of them? Those are Muon's. Embeddings, the head, positions,
+    adapters, convolutions, norms and biases are not."""
+    if part in ("embeddings", "lora"):
+        return False
+    return name.endswith(".weight") if dims == 2 else dims == 3 and "position" not in name
+
+
 def model_tensors(model: Model) -> list[Tensor]:
     """Every tensor: encoder, connector, decoder, embeddings (with an untied head), adapters."""
     return [

@@ -15,7 +15,6 @@ LEAVE_OUT = "its costs stand; a run leaves it out with `stagecoach run --stages`
 NOT_BUILT: dict[str, tuple[str, Callable[[StagePlan], bool], str]] = {
     "layout.tp": ("tensor parallelism", lambda stage: stage.layout.tp > 1, "set it to 1; the state is sharded over dp_shard instead"),
     "layout.ep": ("expert parallelism", lambda stage: stage.layout.ep > 1, "set it to 1; experts are sharded over dp_shard instead"),
-    "optimizer.kind": ("Muon", lambda stage: stage.optimizer.kind == "muon", "use adamw or adafactor"),
     "model.lora": (
         "training low-rank adapters outside preference and safety tuning",
         lambda stage: stage.model.lora is not None and stage.kind not in STAGES,

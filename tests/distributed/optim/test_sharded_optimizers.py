@@ -10,16 +10,17 @@ from typing import Any
 import pytest
 
 Found = dict[str, Any]
-KINDS = ["adamw", "adafactor"]
+KINDS = ["adamw", "adafactor", "muon"]
+WHOLE = " ".join(f"equals_whole,{kind},1" for kind in KINDS)
 ONE, TWO = [" ".join(f"{part},{kind}" for kind in KINDS) for part in ("part_one", "part_two")]
 
 # Each run saves after three steps; the next one, on another number of ranks, loads that and goes on.
 RUNS = {
-    "4": f"{ONE} equals_whole,adamw,1 equals_whole,adafactor,1 equals_whole,adamw,2 equals_whole,adafactor,2 "
+    "4": f"{ONE} {WHOLE} equals_whole,adamw,2 equals_whole,adafactor,2 equals_whole,muon,2 "
     "passes_on,nan,1 passes_on,inf,1 passes_on,nan,2 flips,adamw,1,2 flips,adamw,2,50",
-    "2 after 4": f"{TWO} {ONE} equals_whole,adamw,1 equals_whole,adafactor,1",
+    "2 after 4": f"{TWO} {ONE} {WHOLE}",
     "3 after 2": f"{TWO} {ONE} flips,adafactor,3,50",
-    "1 after 3": f"{TWO} {ONE} equals_whole,adamw,1 equals_whole,adafactor,1",
+    "1 after 3": f"{TWO} {ONE} {WHOLE}",
     "4 after 1": TWO,
 }
 

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,10 +15,18 @@ from stagecoach.contract.plan import StagePlan
 from stagecoach.errors import ConfigError
 from stagecoach_workloads.train.optimizers import build_optimizer
 from stagecoach_workloads.train.optimizers.adafactor import factored_dims
-from stagecoach_workloads.train.optimizers.build import STEPS_TAKEN
+from stagecoach_workloads.train.optimizers.adamw import AdamW
+from stagecoach_workloads.train.optimizers.build import STEPS_TAKEN, Optimizer
+from stagecoach_workloads.train.optimizers.groups import group_parameters
+from stagecoach_workloads.train.optimizers.muon import Muon, orthogonal, split_groups
 
 Stage = Callable[..., StagePlan]
 Give = Callable[[nn.Module, int], None]
+KEYS = [
+    ("adamw", {"exp_avg", "exp_avg_sq"}),
+    ("adafactor", {"row", "column", "square"}),
+    ("muon", {"momentum", "exp_avg", "exp_avg_sq"}),
+]
 SCALES = [0.25, 0.5, 1.0, 0.7, 0.1]
 
 
@@ -158,10 +167,56 @@ def test_the_two_largest_dims_are_factored(shape: tuple[int, ...], dims: tuple[i
     assert factored_dims(shape) == dims
 
 
+# --- Muon ----------------------------------------------------------------------------------------------------------------------
+
+
+def test_muon_equals_torchs_on_matrices_and_experts_and_is_adamw_on_the_rest(parts: nn.Module, stage: Stage, give_gradients: Give) -> None:
+    theirs = copy.deepcopy(parts)
+    plan = stage(kind="muon", connector_peak_lr=4e-2, weight_decay=0.2, beta1=0.8, beta2=0.9, eps=1e-6)
+    matrices, others = split_groups(group_parameters(parts, plan.optimizer))
+    mine = Optimizer([Muon(matrices, plan.optimizer, compute=torch.bfloat16), AdamW(others, plan.optimizer)])
+    assert {name for group in matrices for name in group.parameters} == {"connector.weight", "decoder.blocks.weight", "experts"}
+    experts = [nn.Parameter(expert.clone()) for expert in theirs.get_parameter("experts").detach()]
+    muon = {"momentum": 0.8, "adjust_lr_fn": "match_rms_adamw"}
+    usual, own = [theirs.get_parameter("decoder.blocks.weight"), *experts], theirs.get_parameter("connector.weight")
+    references = [
+        (torch.optim.Muon(usual, lr=1e-2, weight_decay=0.2, **muon), 1e-2),
+        (torch.optim.Muon([own], lr=4e-2, weight_decay=0.05, **muon), 4e-2),
+    ]
+    for step, scale in enumerate(SCALES):
+        give_gradients(parts, step)
+        give_gradients(theirs, step)
+        for number, expert in enumerate(experts):
+            expert.grad = theirs.get_parameter("experts").grad[number]
+        mine.step(scale)
+        for reference, rate in references:
+            reference.param_groups[0]["lr"] = rate * scale
+            reference.step()
+    torch.testing.assert_close(parts.get_parameter("experts").detach(), torch.stack([expert.detach() for expert in experts]))
+    for name in ("decoder.blocks.weight", "connector.weight"):
+        torch.testing.assert_close(parts.get_parameter(name).detach(), theirs.get_parameter(name).detach())
+    plain = copy.deepcopy(theirs)  # its other parameters have not moved
+    alone = run(plain, replace(plan, optimizer=replace(plan.optimizer, kind="adamw")), give_gradients)
+    for name in ("connector.bias", "decoder.norm.weight", "position", "patch.weight"):
+        torch.testing.assert_close(parts.get_parameter(name).detach(), alone[name], rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("shape", [(12, 7), (7, 12), (9, 9)])
+def test_an_update_of_muon_is_nearly_orthogonal_and_points_as_the_gradient_does(shape: tuple[int, int]) -> None:
+    torch.manual_seed(3)
+    matrix = torch.randn(shape, dtype=torch.float64)
+    left, sizes, right = torch.linalg.svd(orthogonal(matrix), full_matrices=False)
+    assert 0.6 < float(sizes.min()) <= float(sizes.max()) < 1.3
+    exact_left, _, exact_right = torch.linalg.svd(matrix, full_matrices=False)
+    exact = exact_left @ exact_right
+    assert float((orthogonal(matrix) * exact).sum() / exact.norm() / sizes.norm()) > 0.97
+    assert left.shape[1] == right.shape[0] == min(shape)
+
+
 # --- what every kind promises ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["adamw", "adafactor"])
+@pytest.mark.parametrize("kind", ["adamw", "adafactor", "muon"])
 def test_state_is_there_before_the_first_step_and_a_copy_of_it_goes_on_to_the_bit(
     kind: str, parts: nn.Module, stage: Stage, give_gradients: Give
 ) -> None:
@@ -186,7 +241,7 @@ def test_state_is_there_before_the_first_step_and_a_copy_of_it_goes_on_to_the_bi
     assert all(torch.equal(tensor, second.state_tensors()[name]) for name, tensor in first.state_tensors().items())
 
 
-@pytest.mark.parametrize(("kind", "keys"), [("adamw", {"exp_avg", "exp_avg_sq"}), ("adafactor", {"row", "column", "square"})])
+@pytest.mark.parametrize(("kind", "keys"), KEYS)
 def test_frozen_parts_hold_no_state_and_do_not_move(
     kind: str, keys: set[str], parts: nn.Module, stage: Stage, give_gradients: Give
 ) -> None:
@@ -202,7 +257,7 @@ def test_frozen_parts_hold_no_state_and_do_not_move(
     assert moved == {name for name in before if not name.startswith("decoder")}
 
 
-@pytest.mark.parametrize("kind", ["adamw", "adafactor"])
+@pytest.mark.parametrize("kind", ["adamw", "adafactor", "muon"])
 def test_state_is_in_the_precision_of_the_weights(kind: str, parts: nn.Module, stage: Stage, give_gradients: Give) -> None:
     parts.double()
     optimizer = build_optimizer(parts, stage(kind=kind))

@@ -74,7 +74,6 @@ def test_nothing_trained_is_an_error() -> None:
 @pytest.mark.parametrize(
     ("change", "path"),
     [
-        ({"optimizer": {"kind": "muon"}}, "optimizer.kind"),
         ({"layout": {"tp": 2}}, "layout.tp"),
         ({"layout": {"ep": 2}}, "layout.ep"),
         ({"model": {"lora": Lora(rank=4, alpha=8.0)}}, "model.lora"),

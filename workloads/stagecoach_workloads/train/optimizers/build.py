@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from stagecoach.contract.plan import StagePlan
-from stagecoach.errors import ConfigError
 from stagecoach_workloads.train.optimizers.adafactor import Adafactor
 from stagecoach_workloads.train.optimizers.adamw import AdamW
 from stagecoach_workloads.train.optimizers.groups import ParameterGroup, group_parameters
+from stagecoach_workloads.train.optimizers.muon import Muon, split_groups
 
 STEPS_TAKEN = "optimizer:step"  # 0-dim int64 on the CPU, equal on all ranks
 
@@ -75,8 +75,7 @@ class Optimizer:
 def build_optimizer(model: nn.Module, plan: StagePlan) -> Optimizer:
     """The optimizer of the plan over the model's trainable parameters, sharded or whole; its state is allocated here, as zeros.
 
-    Call it once the weights are where they stay (after sharding and `to_empty`). Raises ConfigError when nothing is trained, or for a
-    kind that this PyTorch lacks.
+    Call it once the weights are where they stay (after sharding and `to_empty`). Raises ConfigError when nothing is trained.
     """
     groups = group_parameters(model, plan.optimizer)
     match plan.optimizer.kind:
@@ -85,4 +84,5 @@ def build_optimizer(model: nn.Module, plan: StagePlan) -> Optimizer:
         case "adafactor":
             return Optimizer([Adafactor(groups, plan.optimizer)])
         case "muon":
-            raise ConfigError("optimizer.kind=muon is not built; use adamw or adafactor")
+            matrices, others = split_groups(groups)
+            return Optimizer([Muon(matrices, plan.optimizer), AdamW(others, plan.optimizer)])

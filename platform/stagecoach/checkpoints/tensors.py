@@ -4,6 +4,7 @@ import hashlib
 import itertools
 import json
 import math
+from collections import deque
 from collections.abc import Iterator, Sequence
 
 from stagecoach.checkpoints.listing import CheckpointRef
@@ -60,15 +61,19 @@ def read_tensor(job: JobFolder, ref: CheckpointRef, tensor: TensorEntry) -> byte
 def bands(job: JobFolder, ref: CheckpointRef, tensor: TensorEntry) -> Iterator[bytes]:
     """A tensor's bytes in row-major order: bands of whole rows of its first dimension, about 64 MiB each (one row at least)."""
     width = BYTES_OF[tensor.dtype]
-    pieces = [_lifted(piece) for piece in tensor.boxes() if piece.size]
+    pieces = sorted((_lifted(piece) for piece in tensor.boxes() if piece.size), key=lambda piece: piece.offset[0])
     shape = tensor.shape or (1,)
     row_bytes = math.prod(shape[1:]) * width
     if not pieces:
         return
     step = max(1, BAND_BYTES // row_bytes)
     cuts = sorted({piece.offset[0] for piece in pieces} | {shape[0]})
+    here: list[Piece] = []
+    coming = deque(pieces)
     for start, stop in itertools.pairwise(cuts):
-        here = [piece for piece in pieces if piece.offset[0] <= start and stop <= piece.offset[0] + piece.shape[0]]
+        while coming and coming[0].offset[0] <= start:
+            here.append(coming.popleft())
+        here = [piece for piece in here if stop <= piece.offset[0] + piece.shape[0]]
         for row in range(start, stop, step):
             yield _band(job, ref, here, shape, row, min(row + step, stop), width)
 

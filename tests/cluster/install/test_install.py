@@ -1,4 +1,4 @@
-"""The platform engineer's page on real nodes: install, `helm test`, a pipeline by its Prefect deployment, report, uninstall, nothing left."""
+"""The page on real nodes: install, `helm test`, a pipeline by its Prefect deployment, report, uninstall, nothing left."""
 
 import json
 import subprocess

@@ -76,6 +76,7 @@ NARROWED: dict[str, dict[str, Any]] = {
     "prefect.server.database.postgresql.port": {"minimum": 1, "maximum": 65535},
     "prefect.server.auth.secret": _NAME_OR_EMPTY,
     "prefect.server.auth.key": {"minLength": 1},
+    "prefect.server.auth.metricsKey": {"minLength": 1},
     "prefect.externalUrl": {"pattern": "^(https?://.+/api)?$"},
     "worker.replicas": {"minimum": 0},
     "worker.limit": {"minimum": 1},

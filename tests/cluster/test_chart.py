@@ -1,5 +1,6 @@
 """The chart and the manifests before a real API server and a real Kueue: accepted, least privilege, nothing left behind."""
 
+import base64
 import json
 import os
 import subprocess
@@ -98,6 +99,8 @@ def test_a_release_is_accepted_keeps_its_password_and_leaves_nothing(namespaces:
 
     first = password()
     assert len(first) > 40
+    spoken = run("kubectl", "get", "secret", "stagecoach-prefect-auth", "-n", home, "-o", "jsonpath={.data.basic-credentials}")
+    assert base64.b64decode(base64.b64decode(spoken)) == base64.b64decode(first)
     run("helm", "upgrade", "stagecoach", str(CHART), "-n", home, "--no-hooks", *given, "--set", "worker.replicas=2")
     assert password() == first
     assert rights(f"{jobs}:stagecoach-trainer", jobs) == {}

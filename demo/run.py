@@ -25,7 +25,14 @@ CORPUS, RUNS, STATE, REPORT = HERE / "made", HERE / "runs", HERE / "state", HERE
 RUN_ID, RECIPE = "demo", "mm1_5_tiny"
 SURE = 0.01  # one-sided, exact binomial
 ENOUGH = 200  # answers of a category
-MUST_LEARN = ("colour", "count", "where", "direction", "repeat")  # where: which quadrant; repeat: text only
+MUST_LEARN = ("colour", "count", "where", "direction", "facts")  # where: which quadrant; facts: text only
+SHARES = {
+    "general": 0.6, "text": 0.1, "text_rich": 0.06, "refer_ground": 0.06, "multi_image": 0.06, "science": 0.04, "math": 0.04, "code": 0.04,
+}  # fmt: skip
+SETTINGS = [  # what a run of minutes can learn: more than half of SFT is general questions, where the papers' mixture has a tenth
+    'pretrain.evaluation.suites=["captions", "text"]',
+    *(f"sft.data.mixture.weights.sft_{name}={share}" for name, share in SHARES.items()),
+]
 KILL_AFTER_STEPS = 30  # of the first stage, and after its first commit
 
 
@@ -53,7 +60,8 @@ def main() -> int:
 
 
 def where() -> list[str]:
-    return ["--run-id", RUN_ID, "--root", RUNS.as_uri(), "--data", CORPUS.as_uri()]
+    settings = [word for each in SETTINGS for word in ("--set", each)]
+    return ["--run-id", RUN_ID, "--root", RUNS.as_uri(), "--data", CORPUS.as_uri(), *settings]
 
 
 def stagecoach(*arguments: str, quiet_tail: bool = False) -> None:
@@ -139,7 +147,7 @@ def scores_of(job: JobFolder) -> Sequence[Score]:
 def line_of(stage: str, score: Score, *, sure: bool) -> str:
     known = [f"{value:7.2f}" if value is not None else "      -" for value in (score.value, score.chance, score.blind)]
     p = f"{score.p_above_chance:.1e}" if score.p_above_chance is not None else "-"
-    verdict = "above chance" if sure else "not learned in this budget"
+    verdict = "" if score.p_above_chance is None else "above chance" if sure else "not learned in this budget"
     return f"{score.category:19} {stage:9} {'  '.join(known)}  {score.samples:5d}   {p:8}  {verdict}"
 
 

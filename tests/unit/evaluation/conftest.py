@@ -49,8 +49,9 @@ def small_plan(corpus: str, recipe: str, stage: str, weights: Sequence[str], set
 
 @pytest.fixture(scope="session")
 def tuned(corpus: str) -> StagePlan:
-    """Taught to answer, images split dynamically."""
-    return small_plan(corpus, "mm1_5_tiny", "sft", ("sft_general", "sft_refer_ground", "sft_text", "sft_multi_image"))
+    """Taught to answer, every image split dynamically, small ones too."""
+    datasets = ("sft_general", "sft_refer_ground", "sft_text", "sft_multi_image")
+    return small_plan(corpus, "mm1_5_tiny", "sft", datasets, ["model.image.split.min_tiles=4"])
 
 
 @pytest.fixture(scope="session")

@@ -12,8 +12,6 @@ from stagecoach_workloads.models.moe import MoeFeedForward
 from stagecoach_workloads.models.multimodal import MultimodalModel
 from stagecoach_workloads.weights.loading import assign
 
-INIT_STD = 0.02
-
 
 def build_model(plan: ModelPlan, *, device: torch.device | str = "cpu", seed: int | None = 0) -> MultimodalModel:
     """The model that `plan` describes, its frozen parts frozen. Raises ConfigError for shapes that cannot work.
@@ -51,8 +49,10 @@ def part_of(name: str) -> str:
 def init_weights(model: nn.Module, seed: int) -> None:
     """Fills every parameter; each from a generator of its own, seeded by (seed, name), so neither order nor sharding matters.
 
-    Normal(0, 0.02); what ends a residual branch of the decoder is divided by sqrt(2 x layers) (GPT-2); norms 1, biases 0;
-    convolutions by fan-in; low-rank `b` 0, so that an adapter starts as nothing.
+    Normal with std 1 / sqrt(fan-in), as AXLearn does, in which MM1 was trained (ours: the papers state none), so that a signal keeps its
+    size at any width; at 3072 that is 0.018, where GPT-2's constant is 0.02. Embeddings, positions and queries: 1 / sqrt(width). What
+    ends a residual branch of the decoder is divided by sqrt(2 x layers) (GPT-2); norms 1, biases 0; low-rank `b` 0, so that an adapter
+    starts as nothing.
     """
     layers = sum(1 for name, _ in model.named_modules() if name.startswith("decoder.blocks.") and name.count(".") == 2)
     modules = dict(model.named_modules())
@@ -67,16 +67,19 @@ def initial_value(name: str, leaf: str, owner: nn.Module, shape: tuple[int, ...]
         return torch.zeros(shape)
     if isinstance(owner, nn.LayerNorm | nn.RMSNorm):
         return torch.ones(shape)
-    std = INIT_STD
-    if isinstance(owner, nn.Conv2d):
-        std = 1 / math.sqrt(math.prod(shape[1:]))
-    elif leaf == "lora_a":
-        std = 1 / math.sqrt(shape[1])
-    elif name.startswith("decoder.blocks.") and _ends_residual(name, leaf, owner):
-        std = INIT_STD / math.sqrt(2 * layers)
+    std = 1 / math.sqrt(fan_in(owner, shape))
+    if name.startswith("decoder.blocks.") and _ends_residual(name, leaf, owner):
+        std /= math.sqrt(2 * layers)
     digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
     return torch.randn(shape, generator=generator) * std
+
+
+def fan_in(owner: nn.Module, shape: tuple[int, ...]) -> int:
+    """How many values each output is summed from; of what is looked up or added, its width."""
+    if isinstance(owner, nn.Conv2d):
+        return math.prod(shape[1:])
+    return shape[-2] if isinstance(owner, MoeFeedForward) else shape[-1]
 
 
 def _ends_residual(name: str, leaf: str, owner: nn.Module) -> bool:

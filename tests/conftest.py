@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -43,8 +44,25 @@ def missing_browser() -> str | None:
 NEEDS: dict[str, Callable[[], str | None]] = {"cluster": missing_cluster, "gpu": missing_gpu, "browser": missing_browser}
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Files are dealt to test processes as ordered below; xdist's own order would end with those of few tests that take minutes each."""
+    if hasattr(config.option, "loadscopereorder"):
+        config.option.loadscopereorder = False
+
+
+def longest_first(items: list[pytest.Item]) -> None:
+    """Files whose tests are allowed the most time come first, then those with many tests, so that no process ends long after the others."""
+    allowed, count = Counter[Path](), Counter[Path]()
+    for item in items:
+        mark = item.get_closest_marker("timeout")
+        allowed[item.path] += int(mark.args[0]) if mark is not None else 0
+        count[item.path] += 1
+    items.sort(key=lambda item: (-allowed[item.path], -count[item.path]))
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skips the tests of a folder whose need is not met; fails them instead where the cluster was promised."""
+    longest_first(items)
     reasons: dict[str, str | None] = {}
     for item in items:
         folder = item.path.relative_to(TESTS).parts[0] if item.path.is_relative_to(TESTS) else ""

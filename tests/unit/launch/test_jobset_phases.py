@@ -73,10 +73,19 @@ def admitted(*pods: PodView, restarts: int = 0) -> Seen:
             Phase.QUEUED,
             "evicted (PodsReadyTimeout): too slow; couldn't",
         ),
-        (Seen(jobset=jobset(), workload=workload(active=False, stopped="paused", stopped_because="lunch")), Phase.PAUSED, "lunch"),
-        (Seen(jobset=jobset(), workload=workload(active=False, stopped="cancelled")), Phase.CANCELLED, "cancelled"),
-        (Seen(jobset=jobset(), workload=workload(active=False, stopped="cancelled"), pods=(running,)), Phase.STOPPING, "1 pod is still"),
-        (Seen(jobset=jobset(), workload=workload(active=False)), Phase.PAUSED, "somebody set spec.active to false"),
+        (
+            Seen(jobset=jobset(suspend=True), workload=workload(active=False, stopped="paused", stopped_because="lunch")),
+            Phase.PAUSED,
+            "lunch",
+        ),
+        (Seen(jobset=jobset(suspend=True), workload=workload(active=False, stopped="cancelled")), Phase.CANCELLED, "cancelled"),
+        (
+            Seen(jobset=jobset(suspend=True), workload=workload(active=False, stopped="cancelled"), pods=(running,)),
+            Phase.STOPPING,
+            "1 pod is still",
+        ),
+        (Seen(jobset=jobset(suspend=False), workload=workload(active=False, stopped="cancelled")), Phase.STOPPING, "not suspended it yet"),
+        (Seen(jobset=jobset(suspend=True), workload=workload(active=False)), Phase.PAUSED, "somebody set spec.active to false"),
         (Seen(jobset=jobset(), workload=workload(ADMITTED, stopped="paused"), pods=(running,)), Phase.RUNNING, ""),
         (Seen(jobset=jobset(suspend=True), is_queued=False), Phase.PAUSED, "suspended"),
         (Seen(jobset=jobset(suspend=False), is_queued=False, pods=(running,)), Phase.RUNNING, ""),
@@ -91,13 +100,15 @@ def test_what_is_seen_is_told_with_its_reason(seen: Seen, phase: Phase, told: st
 
 
 def test_a_job_that_was_given_up_has_failed_with_40() -> None:
-    phase, reason, code = state(Seen(jobset=jobset(), workload=workload(active=False, stopped="given-up", stopped_because="no image")))
+    phase, reason, code = state(
+        Seen(jobset=jobset(suspend=True), workload=workload(active=False, stopped="given-up", stopped_because="no image"))
+    )
     assert (phase, reason, code) == (Phase.FAILED, "no image", 40)
 
 
 def test_time_that_is_over_is_a_failure_with_45() -> None:
     evicted = condition("Evicted", reason="DeactivatedDueToMaximumExecutionTimeExceeded", message="exceeding the maximum execution time")
-    phase, reason, code = state(Seen(jobset=jobset(), workload=workload(evicted, active=False)))
+    phase, reason, code = state(Seen(jobset=jobset(suspend=True), workload=workload(evicted, active=False)))
     assert (phase, code) == (Phase.FAILED, 45)
     assert "its time is over" in reason
 

@@ -144,8 +144,8 @@ def _stopped_by_us(seen: Seen) -> Found | None:
     since = condition(seen.workload, "Evicted").since
     holder = seen.workload or seen.jobset
     said = (holder["metadata"].get("annotations") or {}).get(WHY_STOPPED) or why
-    if alive := [pod for pod in seen.pods if pod.is_alive]:
-        return Found(phase=Phase.STOPPING, reason=f"{said}; {_pods(alive)} still ending", since=since)
+    if still := _still_ending(seen):
+        return Found(phase=Phase.STOPPING, reason=f"{said}; {still}", since=since)
     if why == PAUSED:
         return Found(phase=Phase.PAUSED, reason=said, since=since)
     if why == GIVEN_UP:
@@ -153,13 +153,20 @@ def _stopped_by_us(seen: Seen) -> Found | None:
     return Found(phase=Phase.CANCELLED, reason=said, since=since, exit_code=int(ExitCode.STOPPED))
 
 
+def _still_ending(seen: Seen) -> str:
+    """What of a job whose place was taken away is still there; "" once nothing is, and nothing more can start."""
+    if alive := [pod for pod in seen.pods if pod.is_alive]:
+        return f"{_pods(alive)} still ending"
+    return "" if (seen.jobset.get("spec") or {}).get("suspend", False) else "Kueue has not suspended it yet"
+
+
 def _deactivated(seen: Seen) -> Found | None:
     """Made inactive by Kueue or by a person."""
     if seen.workload is None or (seen.workload.get("spec") or {}).get("active", True):
         return None
     evicted = condition(seen.workload, "Evicted")
-    if alive := [pod for pod in seen.pods if pod.is_alive]:
-        return Found(phase=Phase.STOPPING, reason=f"{evicted.message or 'made inactive'}; {_pods(alive)} still ending", since=evicted.since)
+    if still := _still_ending(seen):
+        return Found(phase=Phase.STOPPING, reason=f"{evicted.message or 'made inactive'}; {still}", since=evicted.since)
     if _OVERTIME in evicted.reason:
         return Found(
             phase=Phase.FAILED, reason=f"its time is over: {evicted.message}", since=evicted.since, exit_code=int(ExitCode.OUT_OF_TIME)

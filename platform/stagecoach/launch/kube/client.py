@@ -84,10 +84,6 @@ class Kube:
             body["gracePeriodSeconds"] = 0
         self._json("DELETE", path, body=body, what=what)
 
-    def text(self, path: str, *, query: Mapping[str, str], what: str, deadline_s: float) -> str:
-        """A body that is no JSON (a log)."""
-        return self._try("GET", path, query=query, what=what, deadline_s=deadline_s).decode("utf-8", "replace")
-
     def date(self) -> datetime:
         """The API server's clock, in whole seconds. Raises ClusterUnavailable."""
         try:

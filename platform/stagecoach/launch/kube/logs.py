@@ -93,14 +93,16 @@ class LineFilter:
 
 
 def read_log(kube: Kube, namespace: str, pod: str, seen: LineFilter) -> list[bytes]:
-    """New lines since the last look; none where the pod or its kubelet is gone."""
+    """New lines since the last look; none where the pod or its kubelet is gone. One try: there will be another look."""
     query = {"timestamps": "true", "sinceTime": seen.since}
+    found: list[bytes] = []
     try:
-        body = kube.text(log_path(namespace, pod), query=query, what=f"log of pod {pod}", deadline_s=ANSWER_S)
+        for line in kube.stream(log_path(namespace, pod), query=query, silence_s=ANSWER_S, what=f"log of pod {pod}"):
+            if (text := seen.new(line)) is not None:
+                found.append(text)
     except StagecoachError:
-        return []
-    lines = (seen.new(line) for line in body.encode("utf-8", "replace").split(b"\n") if line)
-    return [line for line in lines if line is not None]
+        return found
+    return found
 
 
 def job_lines(

@@ -82,6 +82,25 @@ def prepare(steps: Steps) -> None:
         run(STAGECOACH, "data", "make", f"s3://{BUCKET}/corpus", "--profile", "tiny", timeout_s=300)
 
 
+def install(steps: Steps) -> None:
+    """As the page says."""
+    with steps.step("install"):
+        run("bash", "-euc", page_commands(), timeout_s=620)
+
+
+def helm_test(steps: Steps) -> None:
+    """API, access, bucket, and two ranks through the queue."""
+    with steps.step("helm test"):
+        run("helm", "test", "stagecoach", "-n", HOME, "--logs", "--timeout", f"{TEST_S:.0f}s", timeout_s=TEST_S + 30)
+
+
+def doctor(steps: Steps) -> None:
+    """What it says in the worker's pod, with the worker's account."""
+    with steps.step("doctor in the cluster"):
+        told = json.loads(in_worker("stagecoach", "doctor", "--json", check=False))
+    steps.found["doctor"] = [f"{fact['verdict']}: {fact['fact']}" for fact in told["facts"] if fact["verdict"] != "ok"]
+
+
 def train(steps: Steps) -> None:
     """One stage of a few steps on two pods, asked for as a person does in Prefect's UI."""
     parameters = {
@@ -170,27 +189,22 @@ def main() -> int:
     """All steps; the report where one fails, too."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--without", choices=["test", "train", "policies", "uninstall"], action="append", default=[])
+    parser.add_argument("--without", choices=["test", "doctor", "policies", "train", "uninstall"], action="append", default=[])
     asked = parser.parse_args()
-    steps, trouble = Steps(), ""
+    steps, trouble = Steps(), []
+    wanted = {"test": helm_test, "doctor": doctor, "policies": check_policies, "train": train, "uninstall": uninstall}
     try:
         prepare(steps)
-        with steps.step("install"):
-            run("bash", "-euc", page_commands(), timeout_s=620)
-        if "test" not in asked.without:
-            with steps.step("helm test"):
-                run("helm", "test", "stagecoach", "-n", HOME, "--logs", "--timeout", f"{TEST_S:.0f}s", timeout_s=TEST_S + 30)
-        with steps.step("doctor in the cluster"):
-            told = json.loads(in_worker("stagecoach", "doctor", "--json", check=False))
-            steps.found["doctor"] = [f"{fact['verdict']}: {fact['fact']}" for fact in told["facts"] if fact["verdict"] != "ok"]
-        if "policies" not in asked.without:
-            check_policies(steps)
-        if "train" not in asked.without:
-            train(steps)
-        if "uninstall" not in asked.without:
-            uninstall(steps)
+        install(steps)
     except Failed as error:
-        trouble = str(error)
+        trouble.append(str(error))
+        wanted = {}
+    for name, step in wanted.items():  # each tells something of its own, also after one that failed
+        if name not in asked.without:
+            try:
+                step(steps)
+            except Failed as error:
+                trouble.append(f"{name}: {error}")
     told = {"seconds": steps.seconds, **steps.found, "trouble": trouble}
     print(json.dumps(told, indent=1))
     if asked.json:

@@ -16,7 +16,7 @@ from stagecoach.errors import StagecoachError
 from stagecoach.launch.kube.client import Kube, connect
 from stagecoach.site import Site
 
-ANSWER_S = 20.0  # doctor is asked by a person: an API server that is away is told soon
+ANSWER_S = 10.0  # doctor is asked by a person: an API server that is away is told soon
 OF_CLUSTER: dict[str, Callable[[Place, Kube], Iterator[Fact]]] = {
     "cluster": check_version, "kueue": check_kueue, "queues": check_queues, "access": check_access, "images": check_images,
     "clock": check_clock,

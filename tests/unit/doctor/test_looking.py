@@ -140,17 +140,23 @@ def test_the_clock_is_compared_with_the_servers(tmp_path: Path) -> None:
 
 
 class FakePrefect(BaseHTTPRequestHandler):
-    """The three answers that doctor asks for, behind a password."""
+    """The answers that doctor asks for, behind a password and a token against forged requests."""
 
     theirs = version("prefect")
+    guarded = True
 
     def do_GET(self) -> None:
         login = "Basic " + base64.b64encode(b"admin:secret").decode()
         answers = {"/api/admin/version": self.theirs, "/api/work_pools/stagecoach": {"status": "READY"}, "/api/deployments/count": 11}
-        status = 401 if self.headers["Authorization"] != login else 200 if self.path in answers else 404
+        path, _, query = self.path.partition("?")
+        if self.guarded:
+            answers["/api/csrf-token"] = {"token": query.removeprefix("client=")[::-1]}
+        status = 401 if self.headers["Authorization"] != login else 200 if path in answers else 404
+        if status == 200 and self.command == "POST" and self.guarded:
+            status = 200 if self.headers["Prefect-Csrf-Token"] == (self.headers["Prefect-Csrf-Client"] or "none")[::-1] else 403
         self.send_response(status)
         self.end_headers()
-        self.wfile.write(json.dumps(answers.get(self.path)).encode())
+        self.wfile.write(json.dumps(answers.get(path)).encode())
 
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers["Content-Length"]))
@@ -177,6 +183,8 @@ def test_a_prefect_server_is_asked_with_the_password(prefect_url: str, tmp_path:
     at = place(tmp_path, prefect_api_url=prefect_url)
     assert "does not let us in (401)" in by_verdict(check_prefect(at))["bad"][0]
     monkeypatch.setenv("PREFECT_API_AUTH_STRING", "admin:secret")
+    assert len(by_verdict(check_prefect(at))["ok"]) == 2
+    monkeypatch.setattr(FakePrefect, "guarded", False)
     assert len(by_verdict(check_prefect(at))["ok"]) == 2
     monkeypatch.setattr(FakePrefect, "theirs", "2.0.0")
     assert "the server is Prefect 2.0.0" in by_verdict(check_prefect(at))["bad"][0]

@@ -1,13 +1,14 @@
 """The API client against a server that answers what a cluster may: who can act on an error decides its type, and time is waited for."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import urllib3
 
 from stagecoach.errors import ClusterUnavailable, ConfigError
-from stagecoach.launch.kube.client import Kube, retry_after
+from stagecoach.launch.kube.client import Kube, connect, retry_after
 from stagecoach.launch.kube.errors import AlreadyExists, Conflict, Denied, Expired, NoSuchKind, NotFound, Refused, classify
 from stagecoach.testing.api_server import ApiServer, status
 
@@ -129,3 +130,33 @@ def test_a_stream_gives_whole_lines_and_says_what_was_refused(server: ApiServer)
 def test_every_status_has_an_error() -> None:
     for code in range(300, 600):
         assert str(classify(code, "", what="ask"))
+
+
+KUBECONFIG = """
+apiVersion: v1
+kind: Config
+clusters: [{name: c, cluster: {server: "http://10.0.0.1:6443/"}}]
+users: [{name: u, user: {token: secret-token}}]
+contexts: [{name: x, context: {cluster: c, user: u, namespace: research}}]
+current-context: x
+"""
+
+
+def test_a_kubeconfig_gives_address_namespace_and_login(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "config").write_text(KUBECONFIG)
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "config"))
+    kube = connect(deadline_s=3)
+    assert (kube.host, kube.namespace, kube.deadline_s) == ("http://10.0.0.1:6443", "research", 3)
+    assert {name.lower(): value for name, value in kube._authorize().items()} == {"authorization": "Bearer secret-token"}
+
+
+@pytest.mark.parametrize("inside", [False, True], ids=["a laptop", "a pod without a token"])
+def test_b18_without_a_login_it_is_said_what_to_do(inside: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if inside:
+        monkeypatch.delenv("KUBECONFIG", raising=False)
+        monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.96.0.1")
+        monkeypatch.setenv("KUBERNETES_SERVICE_PORT", "443")
+    else:
+        monkeypatch.setenv("KUBECONFIG", str(tmp_path / "absent"))
+    with pytest.raises(ConfigError, match="no cluster can be reached.*KUBECONFIG"):
+        connect()

@@ -203,8 +203,9 @@ def connect(*, deadline_s: float = DEADLINE_S) -> Kube:
             config.load_incluster_config(client_configuration=configuration)
             namespace = own_namespace()
         else:
-            config.load_kube_config(client_configuration=configuration)
-            context = config.list_kube_config_contexts()[1]["context"]
+            file = os.environ.get("KUBECONFIG")  # the official client knows only what it was when that was imported
+            config.load_kube_config(config_file=file, client_configuration=configuration)
+            context = config.list_kube_config_contexts(config_file=file)[1]["context"]
             namespace = context.get("namespace") or "default"
     except (ConfigException, OSError, yaml.YAMLError) as error:
         raise ConfigError(

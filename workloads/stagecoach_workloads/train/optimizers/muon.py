@@ -149,7 +149,7 @@ def scatter(slot: Slot, whole: Tensor | None, update: Tensor, owner: int) -> Ten
     if whole is not None:
         room = part.shape[slot.cut] * slot.ranks.size() - whole.shape[slot.cut]
         filled = torch.cat([whole.to(part.dtype), _zeros_like_rows(whole, slot.cut, room, part.dtype)], slot.cut)
-        parts = [each.contiguous() for each in filled.split(part.shape[slot.cut], slot.cut)]
+        parts = [each.contiguous() for each in torch.split(filled, part.shape[slot.cut], slot.cut)]
     dist.scatter(part, parts, src=dist.get_global_rank(slot.ranks, owner), group=slot.ranks)
     return part.narrow(slot.cut, 0, update.shape[slot.cut])
 

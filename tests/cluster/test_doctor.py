@@ -153,7 +153,12 @@ def test_an_api_server_that_is_away_is_told_soon_and_the_rest_is_looked_at(
     (tmp_path / "kubeconfig").write_text(json.dumps(config))
     os.environ["KUBECONFIG"], before = str(tmp_path / "kubeconfig"), os.environ["KUBECONFIG"]
     try:
-        assert doctor_command.main(["--root", root, "--only", "cluster", "--only", "bucket", "--json"], standalone_mode=False) == 1
+        assert (
+            doctor_command.main(
+                ["--root", root, "--launcher", "jobset", "--only", "cluster", "--only", "bucket", "--json"], standalone_mode=False
+            )
+            == 1
+        )
     finally:
         os.environ["KUBECONFIG"] = before
     told = {fact["check"]: fact for fact in json.loads(capsys.readouterr().out)["facts"]}

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from stagecoach.cli.options import site_launcher
 from stagecoach.cli.tables import Cell, print_json, print_table
 
 if TYPE_CHECKING:
@@ -15,9 +16,16 @@ STYLES = {"ok": "green", "warning": "yellow", "bad": "bold red", "unknown": "dim
 
 @click.command("doctor")
 @click.option("--root", metavar="URI", help="Where runs are kept; default: the site's root.")
+@click.option(
+    "--launcher",
+    default=site_launcher,
+    show_default="the site's, else local",
+    metavar="L",
+    help="Whose cluster: jobset, kubernetes; local: none.",
+)
 @click.option("--only", "names", type=click.Choice(NAMES), multiple=True, help="Only this; repeatable. Default: everything.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON value on stdout and nothing else.")
-def doctor_command(root: str | None, names: tuple[str, ...], as_json: bool) -> int:
+def doctor_command(root: str | None, launcher: str, names: tuple[str, ...], as_json: bool) -> int:
     """Versions, quota against nodes, priorities, access, bucket, images, grace against saves, Prefect, clock: each with what to do.
 
     Exit 0: fit, with or without warnings; 1: something is bad.
@@ -26,7 +34,8 @@ def doctor_command(root: str | None, names: tuple[str, ...], as_json: bool) -> i
     from stagecoach.doctor.examine import examine
     from stagecoach.site import load_site, root_uri
 
-    facts = list(examine(load_site(), root_uri(root), names or NAMES))
+    site = load_site().model_copy(update={"launcher": launcher})
+    facts = list(examine(site, root_uri(root), names or NAMES))
     fit = all(fact.verdict != "bad" for fact in facts)
     if as_json:
         print_json({"format": "stagecoach.doctor/1", "fit": fit, "facts": [to_plain(fact) for fact in facts]})

@@ -7,7 +7,10 @@ import pytest
 
 from stagecoach.constants import Phase
 from stagecoach.errors import ConfigError
-from stagecoach.testing.cluster_world import HIGH, LOW, ClusterWorld
+from stagecoach.launch.jobset.phases import job_state
+from stagecoach.launch.jobset.reader import JobsetApi
+from stagecoach.launch.jobset.scheduler import JobsetScheduler
+from stagecoach.testing.cluster_world import HIGH, LOW, QUEUE, ClusterWorld
 
 
 @pytest.fixture
@@ -86,6 +89,27 @@ def test_a_fatal_code_ends_the_job_at_once(small: ClusterWorld) -> None:
     state = small.wait_phase(handle, Phase.FAILED)
     assert (state.exit_code, state.restarts) == (42, 0)
     assert "ended with 42" in state.reason
+
+
+def test_a_job_whose_time_is_over_is_ended_by_kueue_and_has_failed_with_45(small: ClusterWorld) -> None:
+    from torchx.specs import AppDef, Resource, Role
+
+    role = Role(name="long", image="localhost/nothing:1", entrypoint="sleep", num_replicas=2, resource=Resource(cpu=0.5, gpu=0, memMB=64))
+    cfg = {**small.site().pod_settings(), "queue": QUEUE, "max_execution_time": 3}
+    app_id = JobsetScheduler("tests", kube=small.kube).submit(AppDef(name="long", roles=[role]), cfg)
+    name = app_id.partition(":")[2]
+    api = JobsetApi(small.kube, small.namespace)
+
+    def has_failed() -> bool:
+        seen = api.see(name)
+        return seen is not None and job_state(seen).phase == Phase.FAILED
+
+    small.wait(has_failed, "Kueue to end it")
+    seen = api.see(name)
+    assert seen is not None
+    state = job_state(seen)
+    print("time over:", state.reason)
+    assert state.exit_code == 45
 
 
 @pytest.mark.parametrize(

@@ -106,8 +106,15 @@ def test_a_job_that_was_given_up_has_failed_with_40() -> None:
     assert (phase, reason, code) == (Phase.FAILED, "no image", 40)
 
 
-def test_time_that_is_over_is_a_failure_with_45() -> None:
-    evicted = condition("Evicted", reason="DeactivatedDueToMaximumExecutionTimeExceeded", message="exceeding the maximum execution time")
+@pytest.mark.parametrize(
+    ("reason", "message"),
+    [
+        ("DeactivatedDueToMaximumExecutionTimeExceeded", "deactivated"),
+        ("Deactivated", "The workload is deactivated due to exceeding the maximum execution time"),
+    ],
+)
+def test_time_that_is_over_is_a_failure_with_45(reason: str, message: str) -> None:
+    evicted = condition("Evicted", reason=reason, message=message)
     phase, reason, code = state(Seen(jobset=jobset(suspend=True), workload=workload(evicted, active=False)))
     assert (phase, code) == (Phase.FAILED, 45)
     assert "its time is over" in reason

@@ -17,7 +17,7 @@ from stagecoach.launch.local_phase import LedgerView
 Obj = dict[str, Any]
 
 _EXIT_CODE = re.compile(r"exit code (\d+)")
-_OVERTIME = "MaximumExecutionTimeExceeded"
+_OVERTIME, _OVERTIME_TOLD = "MaximumExecutionTimeExceeded", "maximum execution time"  # in a reason, in a message: by Kueue's version
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,7 +167,7 @@ def _deactivated(seen: Seen) -> Found | None:
     evicted = condition(seen.workload, "Evicted")
     if still := _still_ending(seen):
         return Found(phase=Phase.STOPPING, reason=f"{evicted.message or 'made inactive'}; {still}", since=evicted.since)
-    if _OVERTIME in evicted.reason:
+    if _OVERTIME in evicted.reason or _OVERTIME_TOLD in evicted.message:
         return Found(
             phase=Phase.FAILED, reason=f"its time is over: {evicted.message}", since=evicted.since, exit_code=int(ExitCode.OUT_OF_TIME)
         )

@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,31 +34,48 @@ ORDERS: dict[str, tuple[tuple[str, ...], int, bool]] = {  # settings, steps, dou
     "full": (("layout.activation_checkpointing=full",), 5, False),
     "selective": (("layout.activation_checkpointing=selective",), 5, False),
     "once": ((), 5, False),
+    "compiled": (("layout.compile=true", "layout.activation_checkpointing=selective"), 5, False),
     "experts": (("model.decoder.moe.every=2", "model.decoder.moe.experts=4", "loss.z_loss=1e-4"), 3, False),
     "copies": (("layout.dp_replicate=2", "layout.ranks_per_node=4"), 50, False),
 }
 
 
-def trained(folder: Path, corpus: str, ranks: int, names: Sequence[str]) -> dict[str, Trained]:
-    """Rank 0's reports of so many ranks, started once for all orders."""
+NAMES = {  # of orders, by number of ranks
+    1: ("plain", "double", "five_rows", "three_rows", "full", "selective", "once"),
+    2: ("plain", "double", "five_rows", "three_rows", "once", "again", "experts", "compiled"),
+    4: ("copies",),
+}
+Worlds = dict[int, dict[str, Trained]]
+
+
+@pytest.fixture(scope="module")
+def worlds(tmp_path_factory: pytest.TempPathFactory, corpus: str) -> Worlds:
+    """Rank 0's reports, by number of ranks and order. All start at once: most of their time is imports, and waiting for each other."""
+    folders = {ranks: tmp_path_factory.mktemp(f"ranks-{ranks}") for ranks in NAMES}
+    processes = {ranks: start(folder, corpus, ranks) for ranks, folder in folders.items()}
+    try:
+        for started in processes.values():
+            errors = [process.communicate(timeout=280)[1] for process in started]
+            assert [process.returncode for process in started] == [0] * len(started), "\n".join(errors)
+    finally:
+        for process in (process for started in processes.values() for process in started):
+            process.kill()
+    return {ranks: {name: report(folder, name) for name in NAMES[ranks]} for ranks, folder in folders.items()}
+
+
+def start(folder: Path, corpus: str, ranks: int) -> "list[subprocess.Popen[str]]":
+    """So many ranks, for all their orders."""
     orders = {}
-    for name in names:
+    for name in NAMES[ranks]:
         settings, steps, fp64 = ORDERS[name]
         orders[name] = {"plan": to_plain(toy_stage(corpus, settings)), "steps": steps, "fp64": fp64}
     arguments = [str(ranks), str(folder / "store"), json.dumps(orders), str(folder)]
-    processes = [subprocess.Popen([*RANK, str(rank), *arguments], stderr=subprocess.PIPE, text=True) for rank in range(ranks)]
-    try:
-        errors = [process.communicate(timeout=280)[1] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert [process.returncode for process in processes] == [0] * ranks, "\n".join(errors)
-    return {
-        name: Trained(
-            **json.loads((folder / f"{name}.json").read_text()), gradients=torch.load(folder / f"{name}.gradients", weights_only=True)
-        )
-        for name in names
-    }
+    return [subprocess.Popen([*RANK, str(rank), *arguments], stderr=subprocess.PIPE, text=True) for rank in range(ranks)]
+
+
+def report(folder: Path, name: str) -> Trained:
+    gradients = torch.load(folder / f"{name}.gradients", weights_only=True)
+    return Trained(**json.loads((folder / f"{name}.json").read_text()), gradients=gradients)
 
 
 def furthest(one: list[float], other: list[float]) -> float:
@@ -72,15 +88,14 @@ def worst_gradient(one: Trained, other: Trained) -> float:
     return max(float((one.gradients[name] - other.gradients[name]).abs().max()) for name in one.gradients)
 
 
-@pytest.fixture(scope="module")
-def one(tmp_path_factory: pytest.TempPathFactory, corpus: str) -> dict[str, Trained]:
-    names = ("plain", "double", "five_rows", "three_rows", "full", "selective", "once")
-    return trained(tmp_path_factory.mktemp("one"), corpus, 1, names)
+@pytest.fixture
+def one(worlds: Worlds) -> dict[str, Trained]:
+    return worlds[1]
 
 
-@pytest.fixture(scope="module")
-def two(tmp_path_factory: pytest.TempPathFactory, corpus: str) -> dict[str, Trained]:
-    return trained(tmp_path_factory.mktemp("two"), corpus, 2, ("plain", "double", "five_rows", "three_rows", "once", "again", "experts"))
+@pytest.fixture
+def two(worlds: Worlds) -> dict[str, Trained]:
+    return worlds[2]
 
 
 def check_same_curve(several: Trained, alone: Trained) -> None:
@@ -95,8 +110,8 @@ def test_two_ranks_equal_one(one: dict[str, Trained], two: dict[str, Trained]) -
     check_same_curve(two["plain"], one["plain"])
 
 
-def test_two_copies_of_two_shards_equal_one_rank(tmp_path: Path, corpus: str, one: dict[str, Trained]) -> None:
-    check_same_curve(trained(tmp_path, corpus, 4, ["copies"])["copies"], one["plain"])
+def test_two_copies_of_two_shards_equal_one_rank(worlds: Worlds) -> None:
+    check_same_curve(worlds[4]["copies"], worlds[1]["plain"])
 
 
 def test_in_double_precision_two_ranks_and_one_are_the_same_curve(one: dict[str, Trained], two: dict[str, Trained]) -> None:
@@ -122,6 +137,12 @@ def test_rows_that_do_not_divide_are_dealt_without_loss(name: str, one: dict[str
 @pytest.mark.parametrize("name", ["full", "selective"])
 def test_recomputing_changes_no_bit(name: str, one: dict[str, Trained]) -> None:
     assert one[name].digest == one["once"].digest
+
+
+def test_blocks_that_are_compiled_learn_the_same(two: dict[str, Trained]) -> None:
+    """Each block by itself, inside of sharding, with recomputing."""
+    assert worst_gradient(two["compiled"], two["once"]) < 1e-6
+    assert furthest(two["compiled"].losses, two["once"].losses) < 1e-5
 
 
 def test_the_same_seed_twice_gives_the_same_bits(two: dict[str, Trained]) -> None:

@@ -229,6 +229,35 @@ def test_the_site_that_the_chart_writes_is_read_by_stagecoach(example: str, tmp_
         assert site.environment["AWS_ENDPOINT_URL_S3"] == "http://10.99.0.1:7070"
 
 
+@pytest.mark.parametrize(("example", "bucket"), [("kind", "10.99.0.1/32"), ("production", "10.20.0.0/16")])
+def test_whoever_reads_the_bucket_may_reach_it(example: str, bucket: str) -> None:
+    """Through a policy that selects its pods; what no policy allows is denied."""
+    rendered = documents(ROOT / f"helm/rendered/{example}.yaml")
+    policies = [one for one in rendered if one["kind"] == "NetworkPolicy" and one["metadata"]["namespace"] == "stagecoach"]
+    readers = 0
+    for document in rendered:
+        pod = document if document["kind"] == "Pod" else document.get("spec", {}).get("template", {})
+        variables = {item["name"] for one in pod.get("spec", {}).get("containers", ()) for item in one.get("env", ())}
+        if "AWS_REGION" not in variables:
+            continue
+        readers += 1
+        open_to = [block for one in policies if selects(one, pod["metadata"]["labels"]) for block in blocks(one)]
+        assert bucket in open_to, document["metadata"]["name"]
+    assert readers >= 6
+
+
+def selects(policy: dict[str, Any], labels: dict[str, str]) -> bool:
+    """As far as the chart's selectors go."""
+    selector = policy["spec"]["podSelector"]
+    wanted = all(labels.get(key) == value for key, value in selector.get("matchLabels", {}).items())
+    return wanted and all(labels.get(term["key"]) in term["values"] for term in selector.get("matchExpressions", ()))
+
+
+def blocks(policy: dict[str, Any]) -> list[str]:
+    """Networks that it opens."""
+    return [peer["ipBlock"]["cidr"] for rule in policy["spec"].get("egress", ()) for peer in rule["to"] if "ipBlock" in peer]
+
+
 def test_no_role_reads_secrets_runs_commands_or_has_a_wildcard() -> None:
     for example in ("kind", "production"):
         roles = [one for one in documents(ROOT / f"helm/rendered/{example}.yaml") if one["kind"] in ("Role", "ClusterRole")]

@@ -7,12 +7,14 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 from stagecoach.contract import tree
 from stagecoach.contract.names import whole_number
 from stagecoach.contract.tree import TREE
 
+STOPS = (signal.SIGTERM, signal.SIGINT)
 SUPERVISOR_PID = "STAGECOACH_SUPERVISOR_PID"  # in the environment of agents and ranks
 
 _PR_SET_PDEATHSIG = 1
@@ -44,6 +46,24 @@ def let_children_die_too() -> None:
             _prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGKILL))
 
     os.register_at_fork(before=before, after_in_child=in_child)
+
+
+@contextlib.contextmanager
+def stop_signals_held() -> Iterator[None]:
+    """What this thread starts meanwhile is born deaf to SIGTERM and SIGINT, until it calls `ignore_stop_signals`: one that comes while it
+    is still importing would end it. Ours are delivered afterwards."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def ignore_stop_signals() -> None:
+    """For a process that ends with its parent and leaves a stop to it."""
+    for number in STOPS:
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
 
 
 def keep_guard(local_dir: Path) -> None:

@@ -157,3 +157,12 @@ def test_a_killed_rank_takes_its_saving_process_with_it_and_leaves_no_memory(bui
     newest = latest(job)
     assert newest is not None
     verify(job, newest, level="full")
+
+
+def test_a_stop_that_comes_while_the_saving_process_still_imports_does_not_end_it(build: Build, job: JobFolder) -> None:
+    """F19. Without it the other ranks' processes would wait in the bucket for its part until the grace is over."""
+    checkpoints = build(job)
+    assert checkpoints._link is not None
+    os.kill(checkpoints._link.pid, signal.SIGTERM)
+    save(checkpoints, 1)
+    assert checkpoints.committed_step == 1

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable
 
 from stagecoach_workloads.checkpoints.messages import LayoutOrder, Report, SaveOrder, SaverJob, as_line
+from stagecoach_workloads.processes import stop_signals_held
 
 PARENT_PID = "STAGECOACH_RANK_PID"
 MODULE = "stagecoach_workloads.checkpoints.saver"
@@ -23,7 +24,7 @@ class SaverLink:
         """`on_report` is called from a thread of its own, last with kind "gone" once the process has ended."""
         ours, theirs = socket.socketpair()
         environment = {**os.environ, PARENT_PID: str(os.getpid())}
-        with theirs:
+        with theirs, stop_signals_held():
             self._process = subprocess.Popen(
                 [sys.executable, "-m", MODULE, str(theirs.fileno())], pass_fds=(theirs.fileno(), job.descriptor), env=environment
             )

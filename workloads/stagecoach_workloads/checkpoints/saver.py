@@ -8,7 +8,6 @@ import contextlib
 import json
 import mmap
 import os
-import signal
 import socket
 import sys
 import time
@@ -28,15 +27,14 @@ from stagecoach_workloads.checkpoints.commit import Commit, SkippedByRank, diges
 from stagecoach_workloads.checkpoints.errors import SaveFailed
 from stagecoach_workloads.checkpoints.link import PARENT_PID
 from stagecoach_workloads.checkpoints.messages import Report, SaverJob, as_line
-from stagecoach_workloads.processes import die_with_parent, parent_from_environment
+from stagecoach_workloads.processes import die_with_parent, ignore_stop_signals, parent_from_environment
 from stagecoach_workloads.testing.phases import reached
 
 
 def main(argv: list[str]) -> int:
     """Serves orders until the rank closes its end."""
     die_with_parent(parent_from_environment(PARENT_PID))
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    ignore_stop_signals()
     with socket.socket(fileno=int(argv[0])) as link, link.makefile("rb") as orders:
         first = json.loads(orders.readline())
         first.pop("kind")

@@ -13,6 +13,7 @@ checkpoints/step-{S:08d}/attempt-{n}/      written once, never used again
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Literal
 
 from stagecoach.contract.plan import Count, WholeNumber
@@ -24,6 +25,7 @@ CheckpointPart = Literal["model", "optimizer"]
 _NUMBERED = re.compile(r"(.*-)(\d+)(\.\w+)")
 
 
+@lru_cache(maxsize=4096)
 def object_after(name: str, by: int) -> str:
     """The object of the rank that is `by` further on. Raises ValueError for a name without a number."""
     found = _NUMBERED.fullmatch(name)

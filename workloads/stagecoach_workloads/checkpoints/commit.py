@@ -164,7 +164,7 @@ class Merger:
         """One rank's. Raises SaveFailed when it disagrees with another."""
         for entry in entries:
             key = entry.part, entry.name
-            known = self._kinds.setdefault(key, replace(entry, pieces=()))
+            known = self._kinds.get(key) or self._kinds.setdefault(key, replace(entry, pieces=()))
             if (known.dtype, known.shape) != (entry.dtype, entry.shape):
                 raise SaveFailed(f"{entry.name} is {known.dtype} {known.shape} on one rank and {entry.dtype} {entry.shape} on another")
             pieces = self._pieces.setdefault(key, [])

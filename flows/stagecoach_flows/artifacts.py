@@ -30,7 +30,7 @@ from stagecoach_flows.drawing import as_data_url, links_of, loss_plot, says_of, 
 from stagecoach_flows.surroundings import Outcome
 
 EVERY_S = 10.0
-CLOSE_S = 15.0  # waited for the last ones at the end
+CLOSE_S = 15.0  # waited at the end for each that is left
 PROGRESS_EVENT, QUEUED_EVENT, ENDED_EVENT = "stagecoach.stage.progress", "stagecoach.stage.waits", "stagecoach.stage.ended"
 
 
@@ -55,6 +55,7 @@ class Publisher:
         self._asked: queue.Queue[Callable[[], None] | None] = queue.Queue(maxsize=4)
         self._thread: threading.Thread | None = None
         self._looked_at, self._is_failing = float("-inf"), False
+        self._published = 0
 
     def poll(self, stage: str, *, at_once: bool = False) -> None:
         """The stage may have moved. Returns at once."""
@@ -67,15 +68,21 @@ class Publisher:
     def close(self, outcome: Outcome) -> None:
         """The summary, and the end of the thread, as soon as Prefect took everything; a server that hangs is not waited for."""
         trouble = f"{outcome.error}" if outcome.error is not None else ""
-        self._ask(lambda: self._summary(outcome, trouble))
-        if self._thread is not None:
-            try:
-                self._asked.put(None, timeout=CLOSE_S)
-                self._thread.join(CLOSE_S)
-            except queue.Full:
-                logger.warning("Prefect did not take the last artifacts of run {}", self._prepared.run.run_id)
+        self._ask(lambda: self._summary(outcome, trouble), wait_s=CLOSE_S)
+        if self._thread is None:
+            return
+        try:
+            self._asked.put(None, timeout=CLOSE_S)
+        except queue.Full:
+            pass
+        before = -1
+        while self._thread.is_alive() and self._published > before:
+            before = self._published
+            self._thread.join(CLOSE_S)
+        if self._thread.is_alive():
+            logger.warning("Prefect did not take the last artifacts of run {}", self._prepared.run.run_id)
 
-    def _ask(self, action: Callable[[], None]) -> None:
+    def _ask(self, action: Callable[[], None], *, wait_s: float = 0.0) -> None:
         if FlowRunContext.get() is None and TaskRunContext.get() is None:
             return
         if self._thread is None:
@@ -83,7 +90,7 @@ class Publisher:
             self._thread.start()
         context = contextvars.copy_context()
         try:
-            self._asked.put_nowait(lambda: context.run(action))
+            self._asked.put(lambda: context.run(action), block=wait_s > 0, timeout=wait_s or None)
         except queue.Full:
             pass  # Prefect is slow; the next look tells more
 
@@ -96,6 +103,7 @@ class Publisher:
                 if not self._is_failing:
                     logger.warning("Prefect artifacts cannot be published just now: {}: {}", type(error).__name__, error)
                 self._is_failing = True
+            self._published += 1
 
     def _publish(self, stage: str, *, is_last: bool) -> None:
         prepared, told = self._prepared, self._told.setdefault(stage, _Told())

@@ -20,13 +20,24 @@ CALLER = Path(__file__).with_name("one_caller.py")
 IMPATIENT = {"PREFECT_CLIENT_MAX_RETRIES": "0", "PREFECT_API_REQUEST_TIMEOUT": "5"}  # of a server that is known to be gone
 
 
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[PrefectServer]:
-    (tmp_path / "prefect").mkdir()
-    one = PrefectServer(tmp_path / "prefect")
+def started(home: Path) -> Iterator[PrefectServer]:
+    home.mkdir()
+    one = PrefectServer(home)
     one.start()
     yield one
     one.kill()
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrefectServer]:
+    """For tests that leave it alive."""
+    yield from started(tmp_path_factory.mktemp("server") / "prefect")
+
+
+@pytest.fixture
+def doomed(tmp_path: Path) -> Iterator[PrefectServer]:
+    """For a test that kills it."""
+    yield from started(tmp_path / "prefect")
 
 
 @dataclass
@@ -85,7 +96,8 @@ def test_notices_of_failed_pending_and_stalled_runs_reach_a_webhook(server: Pref
     assert done.returncode == 0, done.stderr[-3000:]
     happen(server, "stagecoach.stage.waits", "pretrain")
     happen(server, "stagecoach.stage.progress", "sft")
-    run = server.ask(f"deployments/{json.loads(done.stdout)['deployments']['mm1_pipeline']}/create_flow_run", {})
+    pipeline = json.loads(done.stdout)["deployments"]["mm1_pipeline"]
+    run = server.ask(f"deployments/{pipeline}/create_flow_run", {"parameters": {"parameters": {"recipe": "mm1_tiny"}}})
     server.ask(f"flow_runs/{run['id']}/set_state", {"state": {"type": "FAILED", "message": "bad data"}, "force": True})
     wait_for(lambda: receiver.kinds() == {"failed", "pending", "no_progress"}, "three kinds of notices", START_S)
     about = {one["kind"]: one["about"] for one in receiver.told}
@@ -116,17 +128,47 @@ def test_deploying_twice_doubles_nothing_and_dropping_the_webhook_drops_the_noti
     assert len(server.all("automations")) == 2
 
 
+def run_toy(server: PrefectServer, folder: Path, corpus: str) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, str(CALLER), f"file://{folder}/runs", corpus, str(folder / "state"), "0", "prefect"]
+    return subprocess.run(command, check=False, capture_output=True, text=True, env=server.environment, timeout=400)
+
+
 @pytest.mark.timeout(900)
-def test_prefects_server_is_killed_during_a_stage_and_the_pipeline_goes_on(server: PrefectServer, tmp_path: Path, corpus: str) -> None:
+def test_a_run_and_what_it_came_to_are_shown_by_the_server(server: PrefectServer, tmp_path: Path, corpus: str) -> None:
+    done = run_toy(server, tmp_path, corpus)
+    assert done.returncode == 0, done.stderr[-3000:]
+    (flow,) = [flow for flow in server.all("flows") if flow["name"] == "mm1_pipeline"]
+    runs = {
+        run["id"]: run["state"]["type"] for run in server.all("flow_runs") if run["name"] == "mm1_tiny" and run["flow_id"] == flow["id"]
+    }
+    assert list(runs.values()) == ["COMPLETED"]
+    tasks = {task["name"]: task["state"]["type"] for task in server.all("task_runs") if task["flow_run_id"] in runs}
+    assert tasks == {"pretrain": "COMPLETED", "sft": "COMPLETED"}
+    shown = {artifact["key"]: artifact for artifact in server.all("artifacts/latest") if str(artifact["key"]).startswith("toy-")}
+    assert shown.keys() >= {"toy-summary", "toy-stages"} | {
+        f"toy-{stage}-{what}" for stage in ("pretrain", "sft") for what in ("progress", "report", "tensorboard-files", "stage-folder")
+    }  # fmt: skip
+    rows = [(row["stage"], row["attempt"], row["state"]) for row in json.loads(shown["toy-stages"]["data"])]
+    assert rows == [("pretrain", "1", "done"), ("sft", "1", "done")]
+    assert "| sft | done | 4 |" in shown["toy-summary"]["data"]
+    assert (shown["toy-sft-progress"]["type"], float(shown["toy-sft-progress"]["data"])) == ("progress", 100.0)
+    assert "step 4 of 4" in shown["toy-sft-progress"]["description"]
+    launcher = LocalLauncher(tmp_path / "state")
+    for handle in launcher.list():
+        launcher.delete(handle)
+
+
+@pytest.mark.timeout(900)
+def test_prefects_server_is_killed_during_a_stage_and_the_pipeline_goes_on(doomed: PrefectServer, tmp_path: Path, corpus: str) -> None:
     state, root = tmp_path / "state", tmp_path / "runs"
     caller = subprocess.Popen(
         [sys.executable, str(CALLER), f"file://{root}", corpus, str(state), "0", "prefect"],
-        env={**server.environment, **IMPATIENT, "STAND_IN_SECONDS": "10"}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={**doomed.environment, **IMPATIENT, "STAND_IN_SECONDS": "10"}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     try:
         wait_for(lambda: bool(list(root.glob("runs/toy/stages/*/submissions/1.submitted.json"))), "the first stage", START_S)
-        assert server.all("flow_runs"), "the flow is not known to the server"
-        server.kill()
+        assert doomed.all("flow_runs"), "the flow is not known to the server"
+        doomed.kill()
         said, told = caller.communicate(timeout=400)
     finally:
         caller.kill()

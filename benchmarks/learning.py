@@ -1,6 +1,6 @@
 """Does training learn to see? `mm1_tiny` pre-training on the made corpus against the image-blind optimum of its captions.
 
-    python benchmarks/learning.py [--steps 400] [--ranks 2] [--json FILE]
+    python benchmarks/learning.py [--steps 240] [--ranks 2] [--json FILE]
 
 Twice the same stage through the stage runner: with each image beside its own text, and with images shuffled against texts. The
 image-blind optimum is exact: the entropy of the captions (every case equally likely) in nats per target token. With its own images the
@@ -106,7 +106,7 @@ def curve_of(job: JobFolder) -> list[tuple[int, float, float]]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--steps", type=int, default=240)
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--set", dest="settings", action="append", default=[])
     parser.add_argument("--only", choices=("own", "shuffled"))

@@ -51,12 +51,13 @@ verify: $(STAMP)  ## regenerates what is generated and fails on a difference
 chaos: $(STAMP)  ## many kills; figures into workloads/results/
 	$(BIN)/python benchmarks/chaos.py --kills-per-phase 15 --torn 500 --json workloads/results/chaos.json
 	$(BIN)/python benchmarks/faults.py --kills 20
+	$(BIN)/python benchmarks/corruption_checkpoints.py --markdown workloads/results/corruption.md
 
 bench: $(STAMP)  ## ratios against a peer or a limit, in one run each
-	for script in benchmarks/storage.py benchmarks/storage_faults.py benchmarks/data_plan.py benchmarks/data_decode.py benchmarks/model.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+	for script in benchmarks/storage.py benchmarks/storage_faults.py benchmarks/data_plan.py benchmarks/data_decode.py benchmarks/model.py benchmarks/checkpoint.py benchmarks/train.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
 
-learn:  ## trains the larger miniature (comes with the trainer)
-	@echo "make learn: there is no trainer yet, so there is nothing to learn; see the issues" >&2; exit 2
+learn: $(STAMP)  ## trains a larger miniature for an hour and says what it learned from what; figures into workloads/results/
+	$(BIN)/python demo/learn.py
 
 lock: $(STAMP)  ## rewrites the lower part of constraints.txt with what is installed
 	{ sed '/^# --- locked/q' constraints.txt; $(BIN)/python -m pip freeze --exclude-editable | grep -v '^torch=='; } > constraints.new

@@ -7,24 +7,17 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
-from pathlib import Path
 
 import psutil
+from scores import HEADER, HERE, is_above_chance, line_of, scores_of, stagecoach
 
-from stagecoach.contract.evaluation import SCORES, Score, Scores
 from stagecoach.contract.ledger import JobFolder, Runs
-from stagecoach.contract.records import decode
 
-HERE = Path(__file__).resolve().parent
 CORPUS, RUNS, STATE, REPORT = HERE / "made", HERE / "runs", HERE / "state", HERE.parent / "report.html"
 RUN_ID, RECIPE = "demo", "mm1_5_tiny"
-SURE = 0.01  # one-sided, exact binomial
-ENOUGH = 200  # answers of a category
 MUST_LEARN = ("colour", "count", "where", "direction", "facts")  # where: which quadrant; facts: text only
 SHARES = {
     "general": 0.6, "text": 0.1, "text_rich": 0.06, "refer_ground": 0.06, "multi_image": 0.06, "science": 0.04, "math": 0.04, "code": 0.04,
@@ -62,23 +55,6 @@ def main() -> int:
 def where() -> list[str]:
     settings = [word for each in SETTINGS for word in ("--set", each)]
     return ["--run-id", RUN_ID, "--root", RUNS.as_uri(), "--data", CORPUS.as_uri(), *settings]
-
-
-def stagecoach(*arguments: str, quiet_tail: bool = False) -> None:
-    """Runs one command, shown as a user would type it. Ends the demo where it fails. `quiet_tail`: its first paragraph is enough."""
-    print(f"\n$ stagecoach {' '.join(short(argument) for argument in arguments)}", flush=True)
-    command = [str(Path(sys.executable).with_name("stagecoach")), *arguments]
-    if not quiet_tail:
-        done = subprocess.run(command, check=False)
-    else:
-        done = subprocess.run(command, check=False, stdout=subprocess.PIPE, text=True)
-        print(done.stdout.partition("\n\n")[0])
-    if done.returncode:
-        sys.exit(done.returncode)
-
-
-def short(argument: str) -> str:
-    return argument.replace(f"{HERE.parent}/", "")
 
 
 class RankKiller(threading.Thread):
@@ -120,35 +96,17 @@ def show_scores(runs: Runs) -> bool:
     """A line per category: above chance, or not learned in this budget. True when those that must be learned are."""
     record = runs.run(RUN_ID)
     assert record is not None
-    print("\ncategory            stage      score   chance   blind      n   p         verdict")
+    print(f"\n{HEADER}")
     learned: set[str] = set()
     for stage in record.stages:
         for score in scores_of(runs.stage(record, stage)):
-            sure = score.p_above_chance is not None and score.p_above_chance < SURE and score.samples >= ENOUGH
-            if sure:
+            if is_above_chance(score):
                 learned.add(score.category)
-            print(line_of(stage, score, sure=sure))
+            print(line_of(stage, score))
     missed = [name for name in MUST_LEARN if name not in learned]
     if missed:
         print(f"\nnot above chance, and should be: {', '.join(missed)}")
     return not missed
-
-
-def scores_of(job: JobFolder) -> Sequence[Score]:
-    """Of every suite of the stage, at no shots."""
-    manifest = job.stage()
-    found: list[Score] = []
-    for uri in (manifest.evaluations if manifest else {}).values():
-        folder = JobFolder.open(uri)
-        found += decode(Scores, folder.store.read(SCORES), uri=uri).scores
-    return [score for score in found if score.shots == 0]
-
-
-def line_of(stage: str, score: Score, *, sure: bool) -> str:
-    known = [f"{value:7.2f}" if value is not None else "      -" for value in (score.value, score.chance, score.blind)]
-    p = f"{score.p_above_chance:.1e}" if score.p_above_chance is not None else "-"
-    verdict = "" if score.p_above_chance is None else "above chance" if sure else "not learned in this budget"
-    return f"{score.category:19} {stage:9} {'  '.join(known)}  {score.samples:5d}   {p:8}  {verdict}"
 
 
 if __name__ == "__main__":

@@ -15,8 +15,8 @@ from stagecoach.testing.cluster_world import HIGH, LOW, QUEUE, ClusterWorld
 
 @pytest.fixture
 def small(fake_nodes: int) -> Iterator[ClusterWorld]:
-    """Quota for one job of two half cores."""
-    there = ClusterWorld(cpus=1, retries=2)
+    """Quota for one job of two nodes."""
+    there = ClusterWorld(cpus=2, retries=2)
     yield there
     there.close()
 
@@ -94,7 +94,7 @@ def test_a_fatal_code_ends_the_job_at_once(small: ClusterWorld) -> None:
 def test_a_job_whose_time_is_over_is_ended_by_kueue_and_has_failed_with_45(small: ClusterWorld) -> None:
     from torchx.specs import AppDef, Resource, Role
 
-    role = Role(name="long", image="localhost/nothing:1", entrypoint="sleep", num_replicas=2, resource=Resource(cpu=0.5, gpu=0, memMB=64))
+    role = Role(name="long", image="localhost/nothing:1", entrypoint="sleep", num_replicas=2, resource=Resource(cpu=1, gpu=0, memMB=64))
     cfg = {**small.site().pod_settings(), "queue": QUEUE, "max_execution_time": 3}
     app_id = JobsetScheduler("tests", kube=small.kube).submit(AppDef(name="long", roles=[role]), cfg)
     name = app_id.partition(":")[2]

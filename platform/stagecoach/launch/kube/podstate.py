@@ -13,6 +13,7 @@ INDEX = "batch.kubernetes.io/job-completion-index"
 HOPELESS = ("InvalidImageName", "ErrImageNeverPull", "CreateContainerConfigError", "ImagePullBackOff", "ErrImagePull")
 QUIET = ("ContainerCreating", "PodInitializing", "")
 SIGKILLED = 137
+SIGNALLED = 128  # and more: by which signal it was killed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,10 +95,12 @@ def exit_code_of(codes: Iterable[int]) -> int:
 
 
 def told(pod: PodView) -> str:
-    """What this pod left behind."""
-    where = f" on {pod.node}" if pod.node else ""
-    why = f" ({pod.ended_because})" if pod.ended_because not in ("", "Error", "Completed") else ""
-    return f"node {pod.index}{where} ended with {pod.exit_code}{why}"
+    """What this pod left behind. Who is killed by a signal other than SIGTERM says nothing more."""
+    where = f"node {pod.index}" + (f" on {pod.node}" if pod.node else "")
+    why = f", {pod.ended_because}" if pod.ended_because not in ("", "Error", "Completed") else ""
+    if pod.exit_code is not None and pod.exit_code > SIGNALLED and pod.exit_code != ExitCode.STOPPED:
+        return f"{where} died without a word (exit code {pod.exit_code}{why})"
+    return f"{where} ended with {pod.exit_code}" + (f" ({why[2:]})" if why else "")
 
 
 def starting_trouble(pods: Sequence[PodView]) -> str:

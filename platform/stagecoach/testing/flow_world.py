@@ -12,7 +12,7 @@ from stagecoach.checkpoints.listing import MANIFEST
 from stagecoach.constants import Phase
 from stagecoach.contract.evaluation import SCORES, EvaluationSettings, Score, Scores
 from stagecoach.contract.identity import identity_fields
-from stagecoach.contract.job import ObjectRef, TrainResult
+from stagecoach.contract.job import ObjectRef, Progress, TrainResult
 from stagecoach.contract.launch import JobState, LaunchSpec, RunHandle
 from stagecoach.contract.ledger import JobFolder
 from stagecoach.contract.plan import Parent, StagePlan, Steps
@@ -48,6 +48,9 @@ def train_at_once(folder: JobFolder, *, attempt: int = 1) -> None:
             metrics={"loss": 1.5},
         )
     )  # fmt: skip
+    folder.write_progress(
+        Progress(attempt=attempt, heartbeat=1, step=steps, steps=steps, phase="done", committed_step=steps, loss=1.5, at="Monday")
+    )
     folder.end_attempt(attempt_end(attempt=attempt, kind="done", exit_code=0, step=steps, committed_step=steps))
 
 

@@ -39,7 +39,7 @@ distributed: $(STAMP)  ## tests that start real processes; GPU and browser tests
 	$(BIN)/python -m pytest tests --ignore tests/unit --ignore tests/render --ignore tests/cluster -n 2 --dist loadfile --durations 15
 
 test-cluster: $(STAMP)  ## tests that need a real Kubernetes and S3: found by KUBECONFIG and AWS_ENDPOINT_URL_S3
-	tests/cluster/run $(BIN)/python -m pytest tests/cluster --durations 5
+	tests/cluster/run $(BIN)/python -m pytest tests/cluster -n 4 --dist loadfile --durations 5
 
 verify: $(STAMP)  ## regenerates what is generated and fails on a difference
 	$(BIN)/python -m stagecoach.recipes.readme README.md

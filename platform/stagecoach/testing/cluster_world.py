@@ -145,10 +145,12 @@ class ClusterWorld:
         return [found.count(one) for one in sorted(set(found))]
 
     def num_processes(self, handle: RunHandle) -> int:
-        """Pods that are there, once those that are ending have ended."""
+        """Pods that are there, once those that are ending have ended. Asked of the server: a watch may show what was before an order."""
+        fresh = self.launcher()
 
         def settled() -> bool:
-            return self.state(handle).phase != Phase.STOPPING
+            fresh.forget(handle)
+            return fresh.describe(handle).phase != Phase.STOPPING
 
         wait_for(settled, f"{handle.name}'s pods to end", WAIT_S)
         return len([pod for pod in self.pods(handle) if pod["status"].get("phase") in ("Pending", "Running")])

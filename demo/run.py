@@ -1,4 +1,5 @@
-"""`make demo`: the main job, embedded. Corpus, five stages through Prefect and TorchX, a rank killed on the way, scores, report.
+"""`make demo`: the main job, embedded. Preflight, corpus, plan, five stages through Prefect and TorchX, a rank killed on the way, scores,
+report.
 
 Everything goes through the command line that a user has. Exit: 0 all ran and what can be learned in this time was, 1 something was not.
 """
@@ -24,6 +25,7 @@ SHARES = {
 }  # fmt: skip
 SETTINGS = [  # what a run of minutes can learn: more than half of SFT is general questions, where the papers' mixture has a tenth
     'pretrain.evaluation.suites=["captions", "text"]',
+    "pretrain.evaluation.shots=[0]",
     *(f"sft.data.mixture.weights.sft_{name}={share}" for name, share in SHARES.items()),
 ]
 KILL_AFTER_STEPS = 30  # of the first stage, and after its first commit
@@ -35,6 +37,7 @@ def main() -> int:
     for left in (RUNS, STATE):
         shutil.rmtree(left, ignore_errors=True)
     os.environ["STAGECOACH_STATE_DIR"] = str(STATE)  # what a launcher remembers of an earlier demo is none of this one's business
+    stagecoach("preflight", "--launcher", "local", "--ranks-per-node", "2", "--root", RUNS.as_uri())
     stagecoach("data", "make", str(CORPUS), "--profile", "demo", "--workers", "2")
     stagecoach("data", "inspect", str(CORPUS), "--samples", "34", "--out", str(HERE / "contact-sheet.png"))
     stagecoach("run", RECIPE, "--dry-run", *where(), quiet_tail=True)

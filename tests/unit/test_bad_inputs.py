@@ -26,6 +26,7 @@ BAD = [
         ["`pretrain.optimizer.peaklr`", "did you mean `pretrain.optimizer.peak_lr`"],
     ),
     ("B01", "plan mm1_tiny --set pretrain.optimiser.peak_lr=1e-4", ["`pretrain.optimiser`", "did you mean `pretrain.optimizer`"]),
+    ("B01", "doctor --launcher kubernets", ["no such launcher", "did you mean `kubernetes`"]),
     ("B01", "plan mm1_tiny --set pretran.steps=3", ["`pretran`", "did you mean `pretrain`"]),
     ("B01", "plan mm1_tiny --set conector=perceiver", ["`conector`", "did you mean `connector`"]),
     (

@@ -28,12 +28,14 @@ STYLES = {"ok": "green", "warning": "yellow", "bad": "bold red", "unknown": "dim
 def doctor_command(root: str | None, launcher: str, names: tuple[str, ...], as_json: bool) -> int:
     """Versions, quota against nodes, priorities, access, bucket, images, grace against saves, Prefect, clock: each with what to do.
 
-    Exit 0: fit, with or without warnings; 1: something is bad.
+    Exit 0: fit, with or without warnings; 1: something is bad; 2: asked wrongly.
     """
     from stagecoach.contract.records import to_plain
     from stagecoach.doctor.examine import examine
+    from stagecoach.launch.registry import check_launcher
     from stagecoach.site import load_site, root_uri
 
+    check_launcher(launcher)
     site = load_site().model_copy(update={"launcher": launcher})
     facts = list(examine(site, root_uri(root), names or NAMES))
     fit = all(fact.verdict != "bad" for fact in facts)

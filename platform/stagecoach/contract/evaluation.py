@@ -54,17 +54,19 @@ PUBLISHED_SUITES: dict[str, str] = {
 }
 
 
+KNOWN_SUITES = (*MADE_SUITES, *PUBLISHED_SUITES)
+
+
 def check_suite(name: str) -> None:
     """Suites of a made corpus may be joined by `+`, to be asked in one job. Raises ConfigError, with the nearest names, for any other."""
-    known = [*MADE_SUITES, *PUBLISHED_SUITES]
     parts = [name] if name in PUBLISHED_SUITES else name.split("+")
     for part in parts:
         if part in MADE_SUITES or (part in PUBLISHED_SUITES and len(parts) == 1):
             continue
         if part in PUBLISHED_SUITES:
             raise ConfigError(f"suite {name!r}: {part} is a published benchmark with files of its own; ask it alone")
-        near = difflib.get_close_matches(part.lower().replace("-", "_"), known, n=2, cutoff=0.5)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(known)}"
+        near = difflib.get_close_matches(part.lower().replace("-", "_"), KNOWN_SUITES, n=2, cutoff=0.5)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(KNOWN_SUITES)}"
         raise ConfigError(f"suite {part!r} is not one that can be asked; {hint}")
 
 

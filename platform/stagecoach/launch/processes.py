@@ -53,10 +53,11 @@ def start_node(node: NodeFiles, command: Sequence[str], environment: Mapping[str
 def processes_of(folder: Path) -> list[psutil.Process]:
     """Every process of the job in `folder`, however it came about. Zombies have ended."""
     prefix = f"{folder}/node-"
-    return [process for process in psutil.process_iter() if _state_of(process).startswith(prefix)]
+    return [process for process in psutil.process_iter() if state_of(process).startswith(prefix)]
 
 
-def _state_of(process: psutil.Process) -> str:
+def state_of(process: psutil.Process) -> str:
+    """The job and node that a process belongs to, "" for one that belongs to none or has just ended."""
     try:
         return process.environ().get(STATE_VARIABLE, "")
     except (psutil.Error, OSError):

@@ -11,6 +11,7 @@ import json
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
@@ -20,12 +21,13 @@ from typing import Any
 import stagecoach.launch
 import stagecoach.launch.local_scheduler
 from stagecoach.contract.ledger import JobFolder
-from stagecoach.launch.processes import STATE_VARIABLE, processes_of
+from stagecoach.launch.processes import processes_of, state_of
 from stagecoach.launch.submit import submit_job
 from stagecoach.testing.local_world import LocalWorld, wait_for
 
 LAUNCH = str(Path(stagecoach.launch.__file__).parent)
 NUM_CALLERS = 32
+RAISED = "raised: "
 
 
 def submit(world: LocalWorld) -> str:
@@ -57,10 +59,11 @@ def die_at(line: int) -> Callable[[int], None]:
 
 def outside(world: LocalWorld) -> list[str]:
     """What a caller leaves when it dies now: files' names (but those that a node's process writes), and which nodes have processes."""
-    files = [str(path.relative_to(world.root)) for path in world.root.rglob("*") if path.is_file()]
+    # os.walk minds no folder that goes while it looks; Path.rglob raises
+    files = [os.path.relpath(os.path.join(top, name), world.root) for top, _, names in os.walk(world.root) for name in names]
     kept = [name for name in files if not ("node-" in name and name.endswith((".json", ".starts")))]
     folders = [path for path in (world.state / "jobs").glob("*") if path.is_dir()]
-    running = {process.environ()[STATE_VARIABLE] for folder in folders for process in processes_of(folder)}
+    running = {state_of(process) for folder in folders for process in processes_of(folder)} - {""}  # one may end between the two looks
     return sorted(kept) + sorted(running)
 
 
@@ -98,17 +101,19 @@ def in_child(action: Callable[[], str]) -> tuple[int, int]:
         try:
             os.write(writing, action().encode())
         except BaseException as error:
-            os.write(writing, f"error: {error!r}".encode())
+            os.write(writing, f"{RAISED}{error!r}\n{traceback.format_exc()}".encode())
         os._exit(0)
     os.close(writing)
     return pid, reading
 
 
 def answer(pid: int, reading: int) -> str | None:
-    """What the child wrote; None when SIGKILL ended it."""
+    """What the child wrote; None when SIGKILL ended it. Raises RuntimeError with what the action raised."""
     with os.fdopen(reading) as pipe:
         text = pipe.read()
     _, status = os.waitpid(pid, 0)
+    if text.startswith(RAISED):
+        raise RuntimeError(text)
     return None if os.WIFSIGNALED(status) else text
 
 

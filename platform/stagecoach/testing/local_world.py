@@ -12,7 +12,7 @@ from stagecoach.launch.processes import processes_of
 from stagecoach.testing.builders import launch_spec
 
 STAND_IN = "stagecoach.testing.stand_in_supervisor"
-WAIT_S = 20.0
+WAIT_S = 60.0  # for what takes two seconds on a machine that does nothing else
 
 
 class LocalWorld:

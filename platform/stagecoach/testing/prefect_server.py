@@ -6,9 +6,11 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
@@ -64,11 +66,21 @@ class PrefectServer:
             self.process = None
 
     def ask(self, path: str, body: dict[str, Any] | None = None, *, timeout_s: float = 60) -> Any:
-        """GET without a body, else POST."""
+        """GET without a body, else POST.
+
+        503 is SQLite's "database is locked": nothing was done, so it is asked again, as Prefect's own client does.
+        """
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(f"{self.url}/{path}", data=data, headers={"Content-Type": "application/json"})  # noqa: S310 - ours
-        with urllib.request.urlopen(request, timeout=timeout_s) as answer:  # noqa: S310 - ours
-            return json.load(answer)
+        until = time.monotonic() + timeout_s
+        while True:
+            try:
+                with urllib.request.urlopen(request, timeout=timeout_s) as answer:  # noqa: S310 - ours
+                    return json.load(answer)
+            except urllib.error.HTTPError as error:
+                if error.code != HTTPStatus.SERVICE_UNAVAILABLE or time.monotonic() > until:
+                    raise
+            time.sleep(0.5)
 
     def all(self, what: str) -> list[dict[str, Any]]:
         """`deployments`, `flow_runs`, `automations`, ..."""

@@ -93,7 +93,7 @@ def test_the_turn_of_a_killed_process_is_free_and_a_stuck_one_is_waited_for_a_bo
     with cache.turn("block", wait_s=60):
         freed_s = time.monotonic() - begun
     assert stuck_s >= 0.5
-    assert freed_s < 5
+    assert freed_s < 30
     for number in range(40):
         cache.write(f"b{number}", bytes(40_000))
     assert (tmp_path / "locks").is_dir()  # trimming leaves the locks alone

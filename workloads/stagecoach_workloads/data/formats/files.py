@@ -66,7 +66,8 @@ def count_interleaved(given: Input, key: str) -> int:
 
 
 def image_text(given: Input, key: str, _begin: int, _end: int) -> Found:
-    """A folder of images with a text file of the same name beside each (x.jpg, x.txt)."""
+    """A folder of images with a text file of the same name beside each (x.jpg, x.txt): img2dataset's `output_format=files`
+    (rom1504/img2dataset, README), invoke-training's "image caption directory" (invoke-ai.github.io/invoke-training, Dataset Formats)."""
     store = store_of(given.uri)
     try:
         text = store.read(key.rsplit(".", 1)[0] + ".txt").decode("utf-8").strip()

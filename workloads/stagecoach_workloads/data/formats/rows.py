@@ -56,7 +56,8 @@ def _with_images(text: str, first: int) -> list[Content]:
 
 
 def preference(given: Input, row: dict[str, Any], key: str) -> Sample:
-    """`prompt`, `chosen`, `rejected`, and `image` or `images` (TRL's and most preference sets' names); `question` for `prompt` too."""
+    """`prompt`, `chosen`, `rejected`, and `image` or `images` (huggingface/trl docs/source/dataset_formats.md); `question` for `prompt`,
+    as RLAIF-V has it (openbmb/RLAIF-V-Dataset on the Hub)."""
     prompt = row.get("prompt", row.get("question"))
     answers = [row.get("chosen"), row.get("rejected")]
     if not isinstance(prompt, str) or not all(isinstance(answer, str) and answer.strip() for answer in answers):
@@ -71,7 +72,7 @@ def preference(given: Input, row: dict[str, Any], key: str) -> Sample:
 
 
 def text_line(given: Input, row: dict[str, Any], key: str) -> Sample:
-    """`text`, as in most JSON-lines corpora; `content` too."""
+    """`text`, as C4 and Dolma have it (dolma.py of allenai/dolma on the Hub); `content`, as the Stack has it (bigcode/the-stack)."""
     text = row.get("text", row.get("content"))
     if not isinstance(text, str):
         raise SampleError(f"has no `text` (its fields: {', '.join(sorted(row)[:8])})")

@@ -1,5 +1,6 @@
 """Jobs that somebody looks at again and again, kept by watches: of one job, or of the namespace where many are looked at."""
 
+import threading
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -50,9 +51,10 @@ class View:
 
 @dataclass
 class Looks:
-    """Decides who is watched: whoever is looked at a second time."""
+    """Decides who is watched: whoever is looked at a second time. Any number of threads may look."""
 
     api: JobsetApi
+    _lock: threading.Lock = field(default_factory=threading.Lock)
     _looked: set[str] = field(default_factory=set)
     _views: dict[str, View] = field(default_factory=dict)
     _wide: View | None = None
@@ -68,17 +70,20 @@ class Looks:
 
     def forget(self, uid: str) -> None:
         """An order was given, or the job is over: the next look goes to the server."""
-        self._looked.discard(uid)
-        if view := self._views.pop(uid, None):
+        with self._lock:
+            self._looked.discard(uid)
+            view = self._views.pop(uid, None)
+        if view is not None:
             view.close()
 
     def _view(self, name: str, uid: str) -> View | None:
-        if uid not in self._looked:
-            self._looked.add(uid)
-            return None
-        if self._wide is None and uid not in self._views:
-            if len(self._views) < SINGLE:
-                self._views[uid] = View(self.api, name, uid)
-            else:
-                self._wide = View(self.api)
-        return self._views.get(uid) or self._wide
+        with self._lock:
+            if uid not in self._looked:
+                self._looked.add(uid)
+                return None
+            if self._wide is None and uid not in self._views:
+                if len(self._views) < SINGLE:
+                    self._views[uid] = View(self.api, name, uid)
+                else:
+                    self._wide = View(self.api)
+            return self._views.get(uid) or self._wide

@@ -2,7 +2,6 @@
 pods run for ever unless they are told how to end. For the launcher contract and for tests of queueing.
 """
 
-import json
 import os
 import secrets
 from collections.abc import Callable
@@ -10,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from stagecoach.constants import Phase
-from stagecoach.contract.launch import JobState, LaunchSpec, RunHandle, SecretRef
+from stagecoach.contract.launch import JobState, LaunchSpec, RunHandle
 from stagecoach.contract.ledger import SUPERVISOR, JobFolder
 from stagecoach.contract.plan import Resources
 from stagecoach.launch.jobset.launcher import JobsetLauncher
@@ -19,7 +18,7 @@ from stagecoach.launch.jobset.reader import JobsetApi
 from stagecoach.launch.kube import paths
 from stagecoach.launch.kube.client import Kube, connect
 from stagecoach.launch.kube.errors import NotFound
-from stagecoach.site import Images, Pods, Site
+from stagecoach.site import Pods, Site
 from stagecoach.testing.builders import attempt_start, launch_spec
 from stagecoach.testing.local_world import wait_for
 
@@ -28,7 +27,6 @@ Obj = dict[str, Any]
 WAIT_S = 90.0
 FAKE_TAINT = "kwok.x-k8s.io/node:fake:NoSchedule"
 QUEUE, LOW, HIGH = "research", "stagecoach-test-low", "stagecoach-test-high"
-S3_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
 RESTRICTED = {"pod-security.kubernetes.io/enforce": "restricted"}
 TINY = Resources(hardware="cpu", cpus_per_rank=0.5, memory_gb_per_rank=0.25, shm_gb=0.064)
 
@@ -229,51 +227,3 @@ def make_bucket(name: str) -> str:
 
     s3fs.S3FileSystem(endpoint_url=os.environ["AWS_ENDPOINT_URL_S3"]).mkdir(name)
     return name
-
-
-class PodWorld(ClusterWorld):
-    """As a ClusterWorld, with pods that really run: `image` is the training image, loaded into the nodes. Quota for one job of two pods."""
-
-    def __init__(self, image: str, *, cpus: int = 2, retries: int = 3, grace_s: int = 20) -> None:
-        self.image, self.grace_s = image, grace_s
-        super().__init__(cpus=cpus, retries=retries)
-        keys = {name: os.environ[name] for name in S3_KEYS}
-        secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "bucket"}, "stringData": keys}
-        self.kube.create(self.path("secrets"), secret, what="create a secret")
-
-    def site(self) -> Site:
-        """What Helm's ConfigMap would say, for this namespace."""
-        return Site(
-            namespace=self.namespace,
-            queue=QUEUE,
-            launcher="jobset",
-            root=self.root,
-            images=Images(training=self.image),
-            priority_classes={"default": LOW},
-            environment={"AWS_ENDPOINT_URL_S3": os.environ["STAGECOACH_CLUSTER_S3_FROM_PODS"], "AWS_REGION": os.environ["AWS_REGION"]},
-            secrets=tuple(SecretRef(variable=name, secret="bucket", key=name) for name in S3_KEYS),  # noqa: S106  # its name
-            grace_s=self.grace_s,
-            pods=Pods(retries=self.retries),
-        )
-
-    def site_environment(self) -> dict[str, str]:
-        """The same for a command of its own."""
-        plain = self.site().model_dump(mode="json", exclude_none=True)
-        texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in plain.items()}
-        return {**os.environ, **{f"STAGECOACH_SITE_{name.upper()}": value for name, value in texts.items()}}
-
-    def preempt(self, seconds: int) -> str:
-        """A more important gang that needs the whole quota for so long. Its name."""
-        from torchx.specs import AppDef, Resource, Role
-
-        from stagecoach.launch.jobset.scheduler import JobsetScheduler
-
-        resource = Resource(cpu=1, gpu=0, memMB=256)
-        role = Role(name="hog", image=self.image, entrypoint="sleep", args=[str(seconds)], num_replicas=2, resource=resource)
-        cfg = {"queue": QUEUE, "namespace": self.namespace, "priority_class": HIGH, "grace": 1}
-        app_id: str = JobsetScheduler("tests", kube=self.kube).submit(AppDef(name="hog", roles=[role]), cfg)
-        return app_id.partition(":")[2]
-
-    def running(self, name: str) -> int:
-        """How many pods of a JobSet run."""
-        return sum(pod["status"].get("phase") == "Running" for pod in self.pods_of(name))

@@ -66,11 +66,11 @@ class LocalWorld:
             self.launcher().delete(handle)
 
 
-def wait_for(is_so: Callable[[], bool], what: str, timeout_s: float = WAIT_S) -> float:
+def wait_for(is_so: Callable[[], bool], what: str, timeout_s: float = WAIT_S, *, every_s: float = 0.01) -> float:
     """Seconds until `is_so()`. Raises TimeoutError that says what was waited for."""
     began = time.monotonic()
     while not is_so():
         if time.monotonic() - began > timeout_s:
             raise TimeoutError(f"waited {timeout_s:.0f} s for {what}")
-        time.sleep(0.01)
+        time.sleep(every_s)
     return time.monotonic() - began

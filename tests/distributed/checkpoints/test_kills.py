@@ -12,10 +12,11 @@ from pathlib import Path
 import psutil
 import pytest
 
-from stagecoach.checkpoints import State, latest, list_checkpoints, verify
+from stagecoach.checkpoints import State, checkpoint_ref, latest, list_checkpoints, verify
 from stagecoach.contract.ledger import JobFolder
 from stagecoach_workloads.checkpoints import Checkpoints
-from stagecoach_workloads.checkpoints.errors import SaveFailed
+from stagecoach_workloads.checkpoints.commit import SKIPPED, digests_name, say_that_it_is_skipped
+from stagecoach_workloads.checkpoints.errors import SaveFailed, SaveSkipped
 from stagecoach_workloads.testing.checkpointing import assert_equal, blank, start_attempt, whole_state
 
 Build = Callable[..., Checkpoints]
@@ -54,6 +55,35 @@ def test_killed_at_each_phase_the_last_commit_is_what_is_offered(build: Build, j
     assert newest is not None
     assert newest.step == (2 if phase == "gc" else 1)
     assert_restores(build, job, newest.step)
+
+
+@pytest.mark.parametrize(
+    ("rank", "phase", "action"), [(0, "manifest", "sigkill"), (1, "upload", "sigkill"), (0, "commit", "raise")]
+)  # fmt: skip
+def test_nobody_waits_for_a_rank_whose_saving_process_came_to_nothing(
+    build: Build, job: JobFolder, rank: int, phase: str, action: str
+) -> None:
+    """Its rank says so in the step's folder: the others would wait until the watchdog ends them, while it waits for them to hear of it."""
+    faults = [{"at": phase, "step": 1, "rank": rank, "action": action}]
+    ranks = [build(job, rank=each, world_size=2, faults=faults) for each in (0, 1)]
+    for each in ranks:
+        each.save(1, whole_state(1))
+    with pytest.raises(SaveSkipped, match=f"step 1 was not saved: rank {rank}: "):
+        ranks[1 - rank].wait(600)
+    with pytest.raises(SaveFailed):
+        ranks[rank].wait(600)
+    ranks[1 - rank].before_update()  # a step does not need it
+    assert latest(job) is None
+
+
+def test_a_rank_whose_part_is_complete_spoils_no_commit(build: Build, job: JobFolder) -> None:
+    """Killed when its digests stand already: the others' save is committed."""
+    ref = checkpoint_ref(job, 1, 1)
+    job.store.publish(f"{ref.key}/{digests_name(1)}", b"{}")
+    job.store.publish(f"{ref.key}/COMMITTED", b"")
+    for rank in (0, 1):
+        say_that_it_is_skipped(job, ref, rank, "killed")
+    assert not [info for info in job.store.list(ref.key) if SKIPPED in info.key]
 
 
 def test_killed_at_any_moment_nothing_torn_is_offered(build: Build, job: JobFolder) -> None:

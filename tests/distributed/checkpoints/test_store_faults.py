@@ -152,7 +152,7 @@ def test_without_room_to_copy_a_save_is_skipped_on_all_ranks_loudly_and_training
         rank.before_update()  # a step does not need it
     assert latest(job) is None
     assert [json.dumps(value) for name, value in said if name == "checkpoint_skipped"] == [
-        '"rank 1 could not copy its state to host memory"'
+        '"rank 1 could not copy its state to host memory: [Errno 28] No space left on device"'
     ]
     for rank in ranks:
         rank.save(2, whole_state(2))

@@ -13,11 +13,12 @@ from loguru import logger
 
 import stagecoach.storage.errors as storage_errors
 from stagecoach import __version__
-from stagecoach.checkpoints import CheckpointRef, latest
+from stagecoach.checkpoints import CheckpointRef, checkpoint_ref, latest
 from stagecoach.contract.checkpoint import CheckpointPart
 from stagecoach.contract.ledger import JobFolder
 from stagecoach.contract.records import to_plain
 from stagecoach.errors import StagecoachError
+from stagecoach_workloads.checkpoints.commit import say_that_it_is_skipped
 from stagecoach_workloads.checkpoints.errors import Fenced, SaveFailed, SaveSkipped
 from stagecoach_workloads.checkpoints.layout import Layout, build_layout
 from stagecoach_workloads.checkpoints.link import SaverLink
@@ -32,6 +33,7 @@ from stagecoach_workloads.rank import RankContext
 from stagecoach_workloads.testing.phases import reached
 
 POLL_S = 0.05
+TELLING_S = 10.0  # at the end, for a word to the other ranks
 HARMLESS = (OSError, MemoryError)  # of the copy to host memory: no room. This save is skipped, training goes on
 
 
@@ -58,6 +60,7 @@ class Checkpoints:
         self._staged.set()
         self._stager: threading.Thread | None = None
         self._preparing: threading.Thread | None = None
+        self._telling: threading.Thread | None = None
         self._in_flight: int | None = None  # the step being saved
         self._began = 0.0
         self._saved_step: int | None = None
@@ -162,6 +165,8 @@ class Checkpoints:
         elif self._link is not None:
             self._link.kill()
         self._buffer.close()
+        if self._telling is not None:
+            self._telling.join(TELLING_S)
 
     # --- inside
 
@@ -218,9 +223,24 @@ class Checkpoints:
                 step = self._in_flight
                 self._in_flight = None
                 self._error = self._error or _error_of(report, step)
+                if step is not None:
+                    self._tell_the_others(step, str(self._error))
             if report.kind in ("idle", "skipped", "failed", "gone"):
                 self._is_idle = True
             self._changed.notify_all()
+
+    def _tell_the_others(self, step: int, why: str) -> None:
+        """In a thread, since the store may be what failed: without a word they would wait for this rank until the watchdog ends them."""
+        if self._context.world_size == 1 or isinstance(self._error, Fenced):
+            return
+
+        def tell() -> None:
+            with contextlib.suppress(StagecoachError):
+                say_that_it_is_skipped(self._job, ref, self._context.rank, f"rank {self._context.rank}: {why}")
+
+        ref = checkpoint_ref(self._job, step, self._context.attempt)
+        self._telling = threading.Thread(target=tell, name="checkpoint-skip", daemon=True)
+        self._telling.start()
 
     def _poll(self) -> None:
         """On the main thread: says what the saving process said, and raises its error."""

@@ -25,7 +25,7 @@ Enter = Callable[[str, int], None]
 
 
 class SkippedByRank(Exception):
-    """A rank could not copy its state to host memory: there will be no checkpoint of this step, and training goes on."""
+    """A rank's part does not come: there will be no checkpoint of this step. Training goes on, where that rank can."""
 
 
 def digests_name(rank: int) -> str:
@@ -34,6 +34,16 @@ def digests_name(rank: int) -> str:
 
 def skipped_name(rank: int) -> str:
     return f"{SKIPPED}{rank:05d}"
+
+
+def say_that_it_is_skipped(folder: JobFolder, ref: CheckpointRef, rank: int, why: str) -> None:
+    """Rank 0 looks for everybody's word, the others for rank 0's: nobody waits for what does not come. Raises StorageError.
+
+    Nothing is said where this rank's part is complete, or the whole was committed just before its process died.
+    """
+    done = COMMITTED if rank == 0 else digests_name(rank)
+    if not folder.store.exists(f"{ref.key}/{done}"):
+        folder.store.publish(f"{ref.key}/{skipped_name(rank)}", why.encode())
 
 
 class Commit:
@@ -63,7 +73,7 @@ class Commit:
         found: dict[int, tuple[ObjectDigests, ...]] = {}
         for _ in looks(self._job, self._folder, self._ref, lambda: _missing(self._job, found)):
             names = {info.key.rpartition("/")[2] for info in self._folder.store.list(self._ref.key)}
-            raise_when_skipped(names)
+            self._raise_when_skipped(names)
             new = [rank for rank in range(self._job.world_size) if rank not in found and digests_name(rank) in names]
             with ThreadPoolExecutor(LOOKS_AT_ONCE) as pool:
                 for digests in pool.map(self._read_digests, new):
@@ -72,6 +82,11 @@ class Commit:
             if len(found) == self._job.world_size:
                 break
         return [item for rank in sorted(found) for item in found[rank]]
+
+    def _raise_when_skipped(self, names: Collection[str]) -> None:
+        for name in sorted(names):
+            if name.startswith(SKIPPED):
+                raise SkippedByRank(_word(self._folder, self._ref, name))
 
     def _read_digests(self, rank: int) -> RankDigests:
         key = f"{self._ref.key}/{digests_name(rank)}"
@@ -123,8 +138,12 @@ def follow(job: SaverJob, folder: JobFolder, ref: CheckpointRef) -> None:
         if folder.store.exists(f"{ref.key}/{COMMITTED}"):
             return
         if folder.store.exists(f"{ref.key}/{skipped_name(0)}"):  # the others' are rank 0's to see; then it writes one too
-            why = folder.store.read(f"{ref.key}/{skipped_name(0)}").decode("utf-8", "replace")
-            raise SkippedByRank(why)
+            raise SkippedByRank(_word(folder, ref, skipped_name(0)))
+
+
+def _word(folder: JobFolder, ref: CheckpointRef, name: str) -> str:
+    """Why a rank skipped."""
+    return folder.store.read(f"{ref.key}/{name}").decode("utf-8", "replace")
 
 
 def looks(job: SaverJob, folder: JobFolder, ref: CheckpointRef, waiting_for: Callable[[], str]) -> Iterable[float]:
@@ -145,12 +164,6 @@ def refuse_when_fenced(job: SaverJob, folder: JobFolder) -> None:
     newest = max(folder.attempt_numbers(), default=job.attempt)
     if newest > job.attempt:
         raise Fenced(f"attempt {newest} of {folder.uri} was claimed; attempt {job.attempt} writes nothing more")
-
-
-def raise_when_skipped(names: set[str]) -> None:
-    for name in sorted(names):
-        if name.startswith(SKIPPED):
-            raise SkippedByRank(f"rank {int(name.removeprefix(SKIPPED))} could not copy its state to host memory")
 
 
 class Merger:

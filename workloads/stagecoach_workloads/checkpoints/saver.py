@@ -23,7 +23,7 @@ from stagecoach.contract.ledger import JobFolder
 from stagecoach.contract.records import encode, validate
 from stagecoach.errors import StorageError
 from stagecoach.storage import StoreSettings, digest, open_store
-from stagecoach_workloads.checkpoints.commit import Commit, SkippedByRank, digests_name, follow, refuse_when_fenced, skipped_name
+from stagecoach_workloads.checkpoints.commit import Commit, SkippedByRank, digests_name, follow, refuse_when_fenced, say_that_it_is_skipped
 from stagecoach_workloads.checkpoints.errors import SaveFailed
 from stagecoach_workloads.checkpoints.link import PARENT_PID
 from stagecoach_workloads.checkpoints.messages import Report, SaverJob, as_line
@@ -98,10 +98,8 @@ class Saver:
         self._say("idle", step)
 
     def _tell_that_it_is_skipped(self, step: int, why: str) -> None:
-        """Rank 0 looks for everybody's word, the others for rank 0's: nobody waits for what does not come."""
-        key = checkpoint_ref(self.folder, step, self.job.attempt).key
         with contextlib.suppress(StorageError):
-            self.folder.store.publish(f"{key}/{skipped_name(self.job.rank)}", why.encode())
+            say_that_it_is_skipped(self.folder, checkpoint_ref(self.folder, step, self.job.attempt), self.job.rank, why)
         self._say("skipped", step, why)
 
     def _refuse_a_used_folder(self, ref: CheckpointRef) -> None:

@@ -8,6 +8,9 @@ import re
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
+
+from loguru import logger
 
 from stagecoach.constants import ExitCode, Phase
 from stagecoach.contract.attempts import bad_machines
@@ -16,12 +19,13 @@ from stagecoach.contract.launch import JobState, Launcher, LaunchSpec, NameTaken
 from stagecoach.contract.ledger import JobFolder
 from stagecoach.contract.records import to_plain, validate
 from stagecoach.errors import ClusterUnavailable, ContractError, RunFailed
-from stagecoach.launch.differences import name_taken
+from stagecoach.launch.differences import name_taken, spec_differences
 from stagecoach.launch.local_state import now
 
 POLL_S = 0.5
 UNKNOWN_FOR_S = 30.0
 AWAY = "the cluster does not answer: "
+OF_THE_SITE = ("image", "environment", "secrets", "queue", "priority", "grace_s")  # of a LaunchSpec: what an upgrade may change under a job
 _NUMBER = re.compile(r"-s\d+$")
 
 
@@ -29,7 +33,7 @@ def submit_job(launcher: Launcher, job: JobFolder, spec: LaunchSpec, *, after_fa
     """Attaches to the open submission, completes one that a crash left half-way, or makes the next one; any number of callers at once.
 
     `spec` says what is wanted; its `submission` and the `-s{k}` of its name are set here. A submission that ended with 75 or 143 is
-    followed by the next one; one that is done is attached to.
+    followed by the next one; one that is done is attached to. An open one keeps what the site was when it was submitted (OF_THE_SITE).
     Raises NameTaken when an open submission has another spec or launcher, RunFailed when the last one ended with 40-49 (nobody retries that
     unless `after_fatal` says that the cause was removed), and what `launcher.submit` raises.
     """
@@ -166,10 +170,16 @@ def _check_same(launcher: Launcher, newest: Submission, spec: LaunchSpec) -> Non
             f"{newest.name!r} was submitted to launcher {newest.launcher!r} and has not ended; asked now: {launcher.name!r}. "
             f"Use --launcher {newest.launcher} to attach to it, or cancel it first"
         )
-    excluded = newest.spec.get("excluded_nodes") or ()  # decided when it was claimed, from what the ledger said then
-    wanted = replace(with_number(spec, newest.submission), excluded_nodes=tuple(excluded))
-    if wanted.digest != newest.spec_digest:
-        raise name_taken(newest.name, validate(LaunchSpec, newest.spec, where=newest.name, error=ContractError), wanted)
+    there = validate(LaunchSpec, newest.spec, where=newest.name, error=ContractError)
+    decided: dict[str, Any] = {"excluded_nodes": there.excluded_nodes}  # when it was claimed, from what the ledger said then
+    wanted = replace(with_number(spec, newest.submission), **decided)
+    if replace(wanted, **{name: getattr(there, name) for name in OF_THE_SITE}) != there:  # not by digest: a version may add a field
+        raise name_taken(newest.name, there, wanted)
+    if wanted != there:
+        differences = "; ".join(spec_differences(there, wanted))
+        logger.warning(
+            "{} goes on as it was submitted, the site has changed since ({}); the next submission follows", newest.name, differences
+        )
 
 
 def _check_retried(newest: Submission, ended: SubmissionState, job: JobFolder, *, after_fatal: bool) -> None:

@@ -16,10 +16,10 @@ from stagecoach.constants import Phase
 from stagecoach.contract.launch import JobState, LaunchSpec, NameTaken, RunHandle
 from stagecoach.contract.ledger import JobFolder
 from stagecoach.contract.records import canonical_json, to_plain
-from stagecoach.errors import ClusterUnavailable, ConfigError, RunFailed
+from stagecoach.errors import ClusterUnavailable, ConfigError, ContractError, RunFailed
 from stagecoach.launch.registry import LAUNCHERS, get_launcher
 from stagecoach.launch.submit import settle, submit_job, wait_job, with_number
-from stagecoach.testing.builders import attempt_end, attempt_start, launch_spec
+from stagecoach.testing.builders import attempt_end, attempt_start, launch_spec, submission
 from stagecoach.testing.fake_launcher import Crashed, FakeCluster, FakeLauncher
 
 
@@ -102,9 +102,45 @@ def test_a_fatal_end_is_not_retried_unless_somebody_says_the_cause_is_gone(job: 
 
 def test_an_open_submission_with_another_spec_is_refused_with_what_differs(job: JobFolder, cluster: FakeCluster) -> None:
     submit_job(FakeLauncher(cluster), job, spec_for(job))
-    with pytest.raises(NameTaken, match="grace_s: there 10, asked 11"):
-        submit_job(FakeLauncher(cluster), job, spec_for(job, grace_s=11))
+    with pytest.raises(NameTaken, match="nodes: there 1, asked 2"):
+        submit_job(FakeLauncher(cluster), job, spec_for(job, nodes=2))
     assert len(job.submissions()) == 1
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"image": "training:0.2.0"}, {"grace_s": 60}, {"queue": "other"}, {"priority": "high"}, {"environment": {"A": "b"}}],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_an_open_submission_goes_on_when_the_site_was_upgraded_under_it(
+    job: JobFolder, cluster: FakeCluster, changes: dict[str, Any]
+) -> None:
+    first = submit_job(FakeLauncher(cluster), job, spec_for(job))
+    assert submit_job(FakeLauncher(cluster), job, spec_for(job, **changes)) == first
+    (there,) = cluster.jobs.values()
+    assert there.spec == spec_for(job)
+    cluster.finish(first.name, 75)
+    submit_job(FakeLauncher(cluster), job, spec_for(job, **changes))
+    assert replace(cluster.jobs[first.name.replace("-s1", "-s2")].spec, name=first.name, submission=1) == spec_for(job, **changes)
+
+
+def test_a_claim_of_a_version_without_a_field_is_attached_to(job: JobFolder, cluster: FakeCluster) -> None:
+    """What an older controller claimed; its digest is not the one that this version would make."""
+    spec = spec_for(job)
+    old = {name: value for name, value in to_plain(spec).items() if name not in ("topology", "excluded_nodes")}
+    job.claim_submission(replace(submission(spec, launcher="fake"), spec=old, spec_digest="of an older version"))
+    handle = submit_job(FakeLauncher(cluster), job, spec)
+    assert (handle.name, len(cluster.jobs), len(job.submissions())) == (spec.name, 1, 1)
+
+
+def test_a_claim_of_a_version_with_another_field_is_refused_by_its_name(job: JobFolder, cluster: FakeCluster) -> None:
+    spec = spec_for(job)
+    job.claim_submission(
+        replace(submission(spec, launcher="fake"), spec={**to_plain(spec), "fabric": "nvlink"}, spec_digest="of a newer version")
+    )
+    with pytest.raises(ContractError, match="unknown key `fabric`"):
+        submit_job(FakeLauncher(cluster), job, spec)
+    assert cluster.jobs == {}
 
 
 class OtherLauncher(FakeLauncher):

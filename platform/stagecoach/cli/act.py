@@ -28,7 +28,7 @@ def cancel_command(run: str, root: str | None, reason: str) -> int:
 @root_option
 @reason_option
 def pause_command(run: str, root: str | None, reason: str) -> int:
-    """Frees the machines of RUN: its jobs save and end, and nobody submits them again until `stagecoach unpause RUN`."""
+    """Frees the machines of RUN until `stagecoach unpause RUN`: its jobs save, and end or (jobset, kubernetes) wait without a place."""
     return stop(run, root, "pause", reason)
 
 
@@ -36,11 +36,14 @@ def pause_command(run: str, root: str | None, reason: str) -> int:
 @click.argument("run")
 @root_option
 def unpause_command(run: str, root: str | None) -> int:
-    """Lets RUN go on: the scheduled `resume` flow does, or `stagecoach resume RUN`."""
+    """Lets RUN go on. A job that was kept trains as soon as it has a place; what comes after it, and a job that was ended, are started by
+    the scheduled `resume` flow, or by `stagecoach resume RUN`."""
+    from stagecoach.launch.registry import get_launcher
     from stagecoach.stages.act import unpause
 
-    was_paused = unpause(open_runs(root), run)
-    click.echo(f"{run}: {'no longer paused' if was_paused else 'was not paused'}; `stagecoach resume {run}` goes on with it")
+    done = unpause(open_runs(root), run, launcher_of=get_launcher)
+    queued = f"; waits for a place: {', '.join(done.stages)}" if done.stages else ""
+    click.echo(f"{run}: {'no longer paused' if done.was_paused else 'was not paused'}{queued}; `stagecoach resume {run}` goes on with it")
     return 0
 
 
@@ -80,7 +83,8 @@ def stop(run: str, root: str | None, kind: Any, reason: str) -> int:
 
     done = stop_run(open_runs(root), run, kind, launcher_of=get_launcher, reason=reason)
     word = {"cancel": "cancelled", "pause": "paused"}[kind]
-    what = f"ended: {', '.join(done.stages)}" if done.stages else "nothing ran"
+    parts = [f"{word}: {', '.join(stages)}" for word, stages in (("ended", done.stages), ("keeps its job", done.kept)) if stages]
+    what = "; ".join(parts) or "nothing ran"
     click.echo(f"{run}: {word if done.is_new else f'was {word} before'}; {what}")
     return 0
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 from stagecoach.constants import Phase
 from stagecoach.contract.plan import Count, Resources, WholeNumber
@@ -124,4 +124,17 @@ class Launcher(Protocol):
 
     def list(self, *, run_id: str | None = None) -> list[RunHandle]:
         """Jobs known, of one run or of all."""
+        ...
+
+
+@runtime_checkable
+class PausingLauncher(Launcher, Protocol):
+    """One that can take a job's place away and give it back, the same job. Others cancel, and the next submission goes on."""
+
+    def pause(self, handle: RunHandle, *, because: str = "") -> None:
+        """As cancel, but the job is PAUSED and not over. Idempotent; a job that is over or cancelled stays so."""
+        ...
+
+    def unpause(self, handle: RunHandle) -> None:
+        """It goes on from what it saved, once it has a place. Idempotent. Raises ConfigError for a job that was cancelled."""
         ...

@@ -3,8 +3,9 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from stagecoach.constants import Phase
 from stagecoach.contract.job import RunRecord, Submission
-from stagecoach.contract.launch import Launcher
+from stagecoach.contract.launch import Launcher, PausingLauncher, RunHandle
 from stagecoach.contract.ledger import JobFolder, Runs
 from stagecoach.errors import ConfigError
 from stagecoach.launch.submit import settle
@@ -13,10 +14,29 @@ from stagecoach.stages.control import Control, Kind
 
 @dataclass(frozen=True)
 class Stopped:
-    """What stopping a run came to: the stages whose jobs were ended, and whether the hold is new."""
+    """What stopping a run came to: the stages whose jobs were ended, those whose jobs are kept and go on later, and whether the hold is
+    new."""
 
     stages: tuple[str, ...]
+    kept: tuple[str, ...]
     is_new: bool
+
+
+@dataclass(frozen=True)
+class Unpaused:
+    """What letting a run go on came to: the stages whose jobs were kept and wait for a place again, and whether the run was paused."""
+
+    stages: tuple[str, ...]
+    was_paused: bool
+
+
+@dataclass(frozen=True)
+class OpenJob:
+    """A submission that has not ended, where its launcher knows the job."""
+
+    launcher: Launcher
+    handle: RunHandle
+    submission: Submission
 
 
 def run_of(runs: Runs, run_id: str) -> RunRecord:
@@ -28,7 +48,8 @@ def run_of(runs: Runs, run_id: str) -> RunRecord:
 
 
 def stop_run(runs: Runs, run_id: str, kind: Kind, *, launcher_of: Callable[[str], Launcher], reason: str = "") -> Stopped:
-    """Holds the run, then ends its open jobs: their ranks get SIGTERM and the grace period, and save. Any number of times.
+    """Holds the run, then takes its open jobs' places away: their ranks get SIGTERM and the grace period, and save. Any number of times.
+    A pause keeps the job where its launcher can (`PausingLauncher`); else the job ends, and the next submission goes on.
 
     Raises ConfigError when there is no such run, or all of it is done; and what a launcher raises.
     """
@@ -36,8 +57,18 @@ def stop_run(runs: Runs, run_id: str, kind: Kind, *, launcher_of: Callable[[str]
     if all(runs.stage(run, stage).stage() is not None for stage in run.stages):
         raise ConfigError(f"run {run_id} is finished; there is nothing to {kind}")
     is_new = Control(runs, run_id).hold(kind, reason)
-    stopped = [stage for stage, folder in jobs_of(runs, run) if cancel_open(folder, launcher_of=launcher_of)]
-    return Stopped(tuple(stopped), is_new)
+    stopped, kept = [], []
+    for stage, folder in jobs_of(runs, run):
+        job = open_job(folder, launcher_of)
+        if job is None:
+            continue
+        if kind == "pause" and isinstance(job.launcher, PausingLauncher):
+            job.launcher.pause(job.handle, because=reason)
+            kept.append(stage)
+        else:
+            end_job(folder, job)
+            stopped.append(stage)
+    return Stopped(tuple(stopped), tuple(kept), is_new)
 
 
 def jobs_of(runs: Runs, run: RunRecord) -> Iterator[tuple[str, JobFolder]]:
@@ -49,22 +80,44 @@ def jobs_of(runs: Runs, run: RunRecord) -> Iterator[tuple[str, JobFolder]]:
             yield f"{stage} evaluation {suite}", JobFolder(folder.store.child(f"evaluation/{suite}"))
 
 
-def cancel_open(folder: JobFolder, launcher: Launcher | None = None, *, launcher_of: Callable[[str], Launcher] | None = None) -> bool:
-    """Cancels the newest submission if it is open. False when nothing ran. The end is noted in the intent log."""
+def open_job(folder: JobFolder, launcher_of: Callable[[str], Launcher]) -> OpenJob | None:
+    """The newest submission if it is open. None when nothing runs. Raises what a launcher raises."""
     newest: Submission | None = next(reversed(folder.submissions()), None)
     state = folder.submission_state(newest.submission) if newest is not None else None
     if newest is None or (state is not None and state.state == "ended"):
-        return False
-    chosen = launcher if launcher is not None else launcher_of(newest.launcher) if launcher_of is not None else None
-    handle = chosen.attach(newest.name) if chosen is not None else None
-    if chosen is None or handle is None:
-        return False
-    chosen.cancel(handle)
-    settle(chosen, folder, newest)
-    return True
+        return None
+    launcher = launcher_of(newest.launcher)
+    handle = launcher.attach(newest.name)
+    return OpenJob(launcher, handle, newest) if handle is not None else None
 
 
-def unpause(runs: Runs, run_id: str) -> bool:
-    """Lifts the pause. False when there was none. Starting again is another's: `stagecoach resume`, or the scheduled flow."""
-    run_of(runs, run_id)
-    return Control(runs, run_id).lift("pause")
+def end_job(folder: JobFolder, job: OpenJob) -> None:
+    """Cancels it; the end is noted in the intent log."""
+    job.launcher.cancel(job.handle)
+    settle(job.launcher, folder, job.submission)
+
+
+def cancel_open(folder: JobFolder, launcher: Launcher) -> bool:
+    """Cancels the newest submission if it is open. False when nothing ran."""
+    job = open_job(folder, lambda _: launcher)
+    if job is not None:
+        end_job(folder, job)
+    return job is not None
+
+
+def unpause(runs: Runs, run_id: str, *, launcher_of: Callable[[str], Launcher]) -> Unpaused:
+    """Lets jobs that a pause kept go on, then lifts the pause, so that a crash between the two leaves a run that is still paused. Any
+    number of times. Watching it is another's: `stagecoach resume`, or the scheduled flow.
+
+    Raises ConfigError when there is no such run; and what a launcher raises.
+    """
+    run = run_of(runs, run_id)
+    let_go = []
+    for stage, folder in jobs_of(runs, run):
+        job = open_job(folder, launcher_of)
+        if job is None or not isinstance(job.launcher, PausingLauncher):
+            continue
+        if job.launcher.describe(job.handle).phase in (Phase.PAUSED, Phase.STOPPING):
+            job.launcher.unpause(job.handle)
+            let_go.append(stage)
+    return Unpaused(tuple(let_go), Control(runs, run_id).lift("pause"))

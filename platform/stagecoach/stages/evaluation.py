@@ -141,7 +141,8 @@ def run_evaluation(task: EvaluationTask, launcher: Launcher) -> Scores:
         handle = submit_job(launcher, folder, launch_spec(task, folder), after_fatal=after_fatal)
         number = folder.submissions()[-1].submission
         state = wait_job(
-            launcher, folder, handle, number, poll_s=task.poll_s, on_state=task.on_state, on_poll=lambda: task.on_poll(folder)
+            launcher, folder, handle, number, poll_s=task.poll_s,
+            on_state=lambda seen: told(task, seen), on_poll=lambda: task.on_poll(folder),
         )  # fmt: skip
         if state.phase == Phase.CANCELLED:
             task.hold()
@@ -154,6 +155,13 @@ def run_evaluation(task: EvaluationTask, launcher: Launcher) -> Scores:
         if fruitless == MAX_SUBMISSIONS_WITHOUT_ATTEMPT:
             raise failed(task, folder, state)
         after_fatal = False
+
+
+def told(task: EvaluationTask, state: JobState) -> None:
+    """Of a change. Raises RunHeld once the job of a paused run has given its place back."""
+    task.on_state(state)
+    if state.phase == Phase.PAUSED:
+        task.hold()
 
 
 def read_scores(folder: JobFolder) -> Scores | None:

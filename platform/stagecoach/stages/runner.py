@@ -140,7 +140,8 @@ def trained(task: StageTask, launcher: Launcher) -> TrainResult:
         handle = submit_job(launcher, folder, launch_spec(task), after_fatal=after_fatal)
         number = folder.submissions()[-1].submission
         state = wait_job(
-            launcher, folder, handle, number, poll_s=task.poll_s, on_state=task.on_state, on_poll=lambda: task.on_poll(folder)
+            launcher, folder, handle, number, poll_s=task.poll_s,
+            on_state=lambda seen: told(task, seen), on_poll=lambda: task.on_poll(folder),
         )  # fmt: skip
         if state.phase == Phase.CANCELLED:
             Control(task.runs, task.run.run_id).check()  # held: another sentence, since running again would not go on
@@ -151,6 +152,13 @@ def trained(task: StageTask, launcher: Launcher) -> TrainResult:
         if fruitless == MAX_SUBMISSIONS_WITHOUT_ATTEMPT:
             raise failed(task, state)
         after_fatal = False
+
+
+def told(task: StageTask, state: JobState) -> None:
+    """Of a change. Raises RunHeld once the job of a paused run has given its place back: a person may lift that in days."""
+    task.on_state(state)
+    if state.phase == Phase.PAUSED:
+        Control(task.runs, task.run.run_id).check()
 
 
 def result_of_done(folder: JobFolder, launcher: Launcher) -> TrainResult | None:

@@ -8,6 +8,7 @@ from typing import Literal
 
 from stagecoach.constants import ExitCode, Phase
 from stagecoach.contract.launch import JobState, LaunchSpec, LogLine, RunHandle
+from stagecoach.errors import ConfigError
 from stagecoach.launch.appdef import check_spec
 from stagecoach.launch.differences import name_taken
 
@@ -105,6 +106,18 @@ class FakeLauncher:
         job = self._job(handle)
         if job and not job.state.phase.is_terminal:
             self.cluster._move(handle.name, Phase.CANCELLED, "cancelled", exit_code=int(ExitCode.STOPPED))
+
+    def pause(self, handle: RunHandle, *, because: str = "") -> None:
+        job = self._job(handle)
+        if job and not job.state.phase.is_terminal:
+            self.cluster._move(handle.name, Phase.PAUSED, because or "paused")
+
+    def unpause(self, handle: RunHandle) -> None:
+        job = self._job(handle)
+        if job and job.state.phase == Phase.CANCELLED:
+            raise ConfigError(f"{handle.name!r} was cancelled, which is for good; submit it again")
+        if job and job.state.phase == Phase.PAUSED:
+            self.cluster.resume(handle.name)
 
     def delete(self, handle: RunHandle) -> None:
         with self.cluster.lock:

@@ -8,7 +8,7 @@ from typing import Protocol
 import pytest
 
 from stagecoach.constants import Phase
-from stagecoach.contract.launch import Launcher, LaunchSpec, NameTaken, RunHandle
+from stagecoach.contract.launch import Launcher, LaunchSpec, NameTaken, PausingLauncher, RunHandle
 from stagecoach.errors import ConfigError
 
 NUM_CALLERS = 32  # reliability.md F60
@@ -30,6 +30,14 @@ class World(Protocol):
     def starts(self, handle: RunHandle) -> Sequence[int]: ...
 
     def num_processes(self, handle: RunHandle) -> int: ...
+
+
+def pausing(world: World) -> PausingLauncher:
+    """A new launcher, where it can pause."""
+    launcher = world.launcher()
+    if not isinstance(launcher, PausingLauncher):
+        pytest.skip(f"launcher {launcher.name!r} cannot pause: `stagecoach pause` cancels, and the next submission goes on")
+    return launcher
 
 
 class LauncherContract:
@@ -120,6 +128,37 @@ class LauncherContract:
         world.finish(handle, 0)
         world.launcher().cancel(handle)
         assert world.launcher().describe(handle).phase == Phase.SUCCEEDED
+
+    def test_a_paused_job_gives_its_place_back_and_is_the_same_job_when_it_goes_on(self, world: World) -> None:
+        launcher = pausing(world)
+        handle = launcher.submit(world.spec())
+        assert set(world.starts(handle)) == {1}
+        for _ in range(2):
+            launcher.pause(handle, because="lunch")
+            assert world.num_processes(handle) == 0
+            state = world.launcher().describe(handle)
+            assert (state.phase, state.reason, state.exit_code) == (Phase.PAUSED, "lunch", None)
+        assert world.launcher().submit(world.spec()) == handle  # an attach: it stays paused
+        assert world.launcher().describe(handle).phase == Phase.PAUSED
+        for _ in range(2):
+            pausing(world).unpause(handle)
+            assert world.launcher().describe(handle).phase not in (Phase.PAUSED, Phase.CANCELLED, Phase.UNKNOWN)
+        world.finish(handle, 0)
+        assert world.launcher().describe(handle).phase == Phase.SUCCEEDED
+        launcher.pause(handle)
+        assert world.launcher().describe(handle).phase == Phase.SUCCEEDED
+
+    def test_a_paused_job_can_be_cancelled_which_is_for_good(self, world: World) -> None:
+        launcher = pausing(world)
+        handle = launcher.submit(world.spec())
+        launcher.pause(handle)
+        launcher.cancel(handle)
+        assert world.num_processes(handle) == 0
+        assert world.launcher().describe(handle).phase == Phase.CANCELLED
+        launcher.pause(handle)
+        with pytest.raises(ConfigError, match="was cancelled, which is for good"):
+            pausing(world).unpause(handle)
+        assert world.launcher().describe(handle).phase == Phase.CANCELLED
 
     def test_a_deleted_job_is_forgotten_and_its_name_free(self, world: World) -> None:
         old = world.launcher().submit(world.spec())

@@ -24,7 +24,7 @@ from stagecoach.stages.fork import ForkRequest, fork
 from stagecoach.stages.pipeline import pin_stage, prepare_pipeline, request_from
 from stagecoach.stages.recover import find_abandoned
 from stagecoach.storage.errors import StoreUnavailable
-from stagecoach.testing.fake_launcher import FakeCluster, FakeLauncher
+from stagecoach.testing.fake_launcher import Crashed, FakeCluster, FakeLauncher
 from stagecoach.testing.flow_world import TOY_SETTINGS, Counter, TrainingLauncher
 from stagecoach_flows.parameters import Mm1Parameters
 from stagecoach_flows.pipeline import plain_stage, run_pipeline
@@ -74,21 +74,30 @@ def world(root: str, corpus: str) -> Iterator[World]:
 class HeldWhileItRuns(FakeLauncher):
     """Somebody stops the run at the first look at its job."""
 
-    def __init__(self, world: World, kind: Any) -> None:
+    def __init__(self, world: World, kind: Any, launcher: type[FakeLauncher] = FakeLauncher) -> None:
         super().__init__(world.cluster)
-        self.world, self.kind, self.is_done = world, kind, False
+        self.world, self.kind, self.launcher, self.is_done = world, kind, launcher, False
 
     def describe(self, handle: RunHandle) -> JobState:
         if not self.is_done:
             self.is_done = True
-            stop_run(self.world.runs, "toy", self.kind, launcher_of=lambda _: FakeLauncher(self.cluster), reason="lunch")
+            stop_run(self.world.runs, "toy", self.kind, launcher_of=lambda _: self.launcher(self.cluster), reason="lunch")
         return super().describe(handle)
 
 
-def test_a_paused_run_ends_its_job_and_is_not_submitted_until_it_is_unpaused(world: World) -> None:
+class CancelsOnly(FakeLauncher):
+    """A launcher that has no pause."""
+
+    pause = unpause = None  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize(("kind", "held", "jobs"), [(CancelsOnly, Phase.CANCELLED, 3), (FakeLauncher, Phase.PAUSED, 2)])
+def test_a_paused_run_frees_its_place_and_is_not_submitted_until_it_is_unpaused(
+    world: World, kind: type[FakeLauncher], held: Phase, jobs: int
+) -> None:
     with pytest.raises(RunHeld, match=r"paused \(lunch\); `stagecoach unpause toy`"):
-        world.run(HeldWhileItRuns(world, "pause"))
-    assert [job.state.phase for job in world.cluster.jobs.values()] == [Phase.CANCELLED]
+        world.run(HeldWhileItRuns(world, "pause", kind))
+    assert [job.state.phase for job in world.cluster.jobs.values()] == [held]
     with pytest.raises(RunHeld, match="paused"):
         world.run()
     assert len(world.cluster.jobs) == 1
@@ -98,10 +107,34 @@ def test_a_paused_run_ends_its_job_and_is_not_submitted_until_it_is_unpaused(wor
         answer = answer.get("jobs", [answer])[0]
         assert (answer["cause"], answer["next"], answer["held"]["reason"]) == ("paused", "unpause", "lunch")
         assert answer["held"]["by"] == who()
-    assert unpause(world.runs, "toy")
-    assert not unpause(world.runs, "toy")
+    assert unpause(world.runs, "toy", launcher_of=lambda _: kind(world.cluster)).was_paused
+    assert not unpause(world.runs, "toy", launcher_of=lambda _: kind(world.cluster)).was_paused
     assert [one["stage"] for one in world.resume("toy")] == ["pretrain", "sft"]
-    assert len(world.cluster.jobs) == 3
+    assert len(world.cluster.jobs) == jobs
+
+
+def test_a_caller_that_dies_while_it_unpauses_leaves_a_run_that_is_still_paused(world: World) -> None:
+    class Dies(FakeLauncher):
+        def unpause(self, handle: RunHandle) -> None:
+            super().unpause(handle)
+            raise Crashed("after unpause")
+
+    with pytest.raises(RunHeld):
+        world.run(HeldWhileItRuns(world, "pause"))
+    with pytest.raises(Crashed):
+        unpause(world.runs, "toy", launcher_of=lambda _: Dies(world.cluster))
+    assert Control(world.runs, "toy").held() is not None
+    assert unpause(world.runs, "toy", launcher_of=lambda _: FakeLauncher(world.cluster)).was_paused
+    assert [one["stage"] for one in world.resume("toy")] == ["pretrain", "sft"]
+    assert len(world.cluster.jobs) == 2
+
+
+def test_a_paused_run_can_be_cancelled(world: World) -> None:
+    with pytest.raises(RunHeld):
+        world.run(HeldWhileItRuns(world, "pause"))
+    done = stop_run(world.runs, "toy", "cancel", launcher_of=lambda _: FakeLauncher(world.cluster))
+    assert (done.stages, done.kept) == (("pretrain",), ())
+    assert [job.state.phase for job in world.cluster.jobs.values()] == [Phase.CANCELLED]
 
 
 def test_a_cancelled_run_goes_on_when_somebody_asks_for_it_again(world: World) -> None:

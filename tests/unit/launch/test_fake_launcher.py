@@ -33,7 +33,7 @@ class FakeWorld:
 
     def num_processes(self, handle: RunHandle) -> int:
         job = self.cluster.jobs.get(handle.name)
-        return 1 if job and not job.state.phase.is_terminal else 0
+        return 1 if job and not job.state.phase.is_terminal and job.state.phase != Phase.PAUSED else 0
 
 
 @pytest.fixture

@@ -1,8 +1,10 @@
 """Options of plain `torchx run -cfg` and of a site, in the same words."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
+from torchx.cli.main import main
 from torchx.specs import InvalidRunConfigException
 
 from stagecoach.contract.launch import SecretRef, Topology
@@ -64,6 +66,38 @@ def test_what_no_cluster_could_take_is_refused_by_name(cfg: dict[str, Any], told
     with pytest.raises(ConfigError) as refused:
         parse_options(cfg)
     assert told in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("cfg", "told"),
+    [
+        ("queu=research", "-cfg queu: no such option of jobset; did you mean `queue`?"),
+        ("queue=research,retries=many", "retries='many': expected a whole number of at least 0"),
+        ("shm_gb=1GiB", "shm_gb='1GiB': expected gigabytes"),
+        ("queue=Re_search", "queue='Re_search'"),
+        ("node_selector=gpu", "node_selector='gpu': write key:value"),
+        ("queue", "-cfg: write name=value,name=value"),
+    ],
+)
+def test_a_wrong_cfg_ends_torchx_run_with_a_sentence(
+    cfg: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("torchx.cli.argparse_util.torchxconfig.called_args", set())  # of the process's one command line
+    monkeypatch.setattr("torchx.cli.argparse_util.ArgOnceAction.called_args", set())
+    asked = ["run", "--dryrun", "--workspace", "", "-s", "jobset", "-cfg", cfg, "dist.ddp", "-j", "1x1", "--script", "train.py"]
+    with pytest.raises(SystemExit) as ended:  # anything else would be a traceback
+        main(asked)
+    assert ended.value.code == 1
+    assert told in caplog.text
+
+
+def test_what_is_wrong_is_told_by_the_api_too_as_either_error() -> None:
+    options = JobsetScheduler("tests").run_opts()
+    for kind in (ConfigError, InvalidRunConfigException):
+        with pytest.raises(kind, match="grace=0: expected a whole number of at least 1"):
+            options.resolve({"grace": 0})
+    assert options.resolve({"another_schedulers": "setting"})["another_schedulers"] == "setting"  # TorchX passes those along
 
 
 def test_a_secret_in_place_of_a_reference_is_not_repeated() -> None:

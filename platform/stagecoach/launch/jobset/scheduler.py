@@ -7,7 +7,7 @@ image holds the code, names are TorchX's random ones. An AppDef with a LaunchSpe
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any, Dict, List  # noqa: UP035
+from typing import Any
 
 import yaml
 from torchx.schedulers.api import DescribeAppResponse, ListAppResponse, Scheduler, Stream, filter_regex
@@ -18,13 +18,14 @@ from stagecoach.constants import Phase
 from stagecoach.contract.launch import JobState, LaunchSpec
 from stagecoach.errors import ConfigError
 from stagecoach.launch.appdef import spec_of
+from stagecoach.launch.jobset.cfg import InvalidOption, Options
 from stagecoach.launch.jobset.objects import MAX_HOST_NAME, build_jobset, check_app, replicated_name
 from stagecoach.launch.jobset.phases import Seen, job_state
 from stagecoach.launch.jobset.reader import JOBSET_NAME, JobsetApi
 from stagecoach.launch.kube.client import Kube, connect
 from stagecoach.launch.kube.logs import pod_lines
 from stagecoach.launch.kube.marks import CANCELLED
-from stagecoach.launch.kube.options import OPTIONS, PodOptions, parse_options
+from stagecoach.launch.kube.options import PodOptions, parse_options
 from stagecoach.launch.kube.podstate import PodView
 
 NAME = "jobset"
@@ -41,7 +42,6 @@ APP_STATES = {
     Phase.CANCELLED: AppState.CANCELLED,
     Phase.UNKNOWN: AppState.UNKNOWN,
 }  # every other phase is RUNNING to TorchX
-KINDS = {"str": str, "int": int, "float": float, "list": List[str], "dict": Dict[str, str]}  # noqa: UP006  # TorchX compares by ==
 REPLICA_STATES = {
     "Pending": ReplicaState.PENDING,
     "Running": ReplicaState.RUNNING,
@@ -79,10 +79,7 @@ class JobsetScheduler(Scheduler[dict[str, Any]]):  # type: ignore[misc]  # torch
         return self._kube
 
     def _run_opts(self) -> runopts:
-        options = runopts()
-        for name, (kind, default, told) in OPTIONS.items():
-            options.add(name, type_=KINDS[kind], default=default, help=told)
-        return options
+        return Options()
 
     def _validate(self, app: AppDef, scheduler: str) -> None:
         """`check_app` does it, with the rest of the request."""
@@ -99,8 +96,12 @@ class JobsetScheduler(Scheduler[dict[str, Any]]):  # type: ignore[misc]  # torch
         return AppDryRunInfo(JobsetRequest(build_jobset(app, options, name=name, spec=spec)), str)
 
     def schedule(self, dryrun_info: AppDryRunInfo[JobsetRequest]) -> str:
-        """Creates the JobSet, or attaches to it. Returns `namespace:name`. Raises NameTaken, ConfigError, ClusterUnavailable."""
-        self.create(dryrun_info.request)
+        """Creates the JobSet, or attaches to it. Returns `namespace:name`. Raises NameTaken, InvalidOption for what the cluster does not
+        have or refuses, ClusterUnavailable."""
+        try:
+            self.create(dryrun_info.request)
+        except ConfigError as error:
+            raise InvalidOption(error) from error
         return str(dryrun_info.request.app_id)
 
     def create(self, request: JobsetRequest) -> dict[str, Any]:

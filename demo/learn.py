@@ -25,7 +25,7 @@ from stagecoach_workloads.evaluation.statistics import p_at_least
 FOLDER, PAGE = HERE / "learning", HERE.parent / "workloads" / "results" / "learn.md"
 CORPUS, RUNS = FOLDER / "corpus", FOLDER / "runs"
 RUN_ID, CAPTIONS_ONLY = "learn", "captions-only"
-STEPS = {"pretrain": 1500, "continual": 250, "sft": 1800, "video": 300, "ui": 300}
+STEPS = {"pretrain": 1000, "continual": 150, "sft": 1200, "video": 200, "ui": 200}
 SHARES = {
     "general": 0.34, "text": 0.1, "text_rich": 0.16, "refer_ground": 0.12, "multi_image": 0.12, "science": 0.04, "math": 0.08, "code": 0.04,
 }  # fmt: skip

@@ -1,0 +1,250 @@
+"""A namespace of a real cluster whose pods really run: the training image on nodes, stages and scripted jobs in it, and what may happen to
+them. For tests in `tests/cluster/pods`.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from stagecoach.contract.job import JobRecord
+from stagecoach.contract.launch import LaunchSpec, RunHandle, SecretRef
+from stagecoach.contract.ledger import JobFolder
+from stagecoach.contract.plan import Resources
+from stagecoach.launch.kube import paths
+from stagecoach.launch.submit import submit_job
+from stagecoach.site import Images, Pods, Site
+from stagecoach.testing.builders import TIME, launch_spec
+from stagecoach.testing.cluster_world import HIGH, LOW, QUEUE, ClusterWorld
+from stagecoach.testing.host import freeze, pids_of_container, thaw
+from stagecoach.testing.local_world import wait_for
+
+Obj = dict[str, Any]
+
+STAGECOACH = str(Path(sys.executable).parent / "stagecoach")
+S3_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+POD_S = 240.0  # how long anything in here may take on a machine that is busy
+SMALL = Resources(hardware="cpu", cpus_per_rank=1.0, memory_gb_per_rank=1.0, shm_gb=0.064)
+
+
+class PodWorld(ClusterWorld):
+    """`image` is the training image, loaded into the nodes. Quota for one gang of two pods."""
+
+    def __init__(self, image: str, *, cpus: int = 2, retries: int = 3, grace_s: int = 20) -> None:
+        self.image, self.grace_s = image, grace_s
+        super().__init__(cpus=cpus, retries=retries)
+        self.keep_secret({name: os.environ[name] for name in S3_KEYS})
+
+    def keep_secret(self, values: Mapping[str, str]) -> None:
+        """The bucket's keys, as the site refers to them."""
+        secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "bucket"}, "stringData": dict(values)}
+        self.kube.apply(self.path("secrets", "bucket"), secret, manager="tests", what="apply a secret")
+
+    def site(self) -> Site:
+        """What Helm's ConfigMap would say, for this namespace."""
+        return Site(
+            namespace=self.namespace,
+            queue=QUEUE,
+            launcher="jobset",
+            root=self.root,
+            images=Images(training=self.image),
+            priority_classes={"default": LOW},
+            environment={"AWS_ENDPOINT_URL_S3": os.environ["STAGECOACH_CLUSTER_S3_FROM_PODS"], "AWS_REGION": os.environ["AWS_REGION"]},
+            secrets=tuple(SecretRef(variable=name, secret="bucket", key=name) for name in S3_KEYS),  # noqa: S106  # its name
+            grace_s=self.grace_s,
+            pods=Pods(retries=self.retries),
+        )
+
+    def site_environment(self) -> dict[str, str]:
+        """The same for a command of its own."""
+        plain = self.site().model_dump(mode="json", exclude_none=True)
+        texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in plain.items()}
+        return {**os.environ, **{f"STAGECOACH_SITE_{name.upper()}": value for name, value in texts.items()}}
+
+    def say(self, *command: str) -> Obj:
+        """What a command of `stagecoach` prints with --json."""
+        done = subprocess.run(
+            [STAGECOACH, *command, "--json"], env=self.site_environment(), capture_output=True, text=True, check=False, timeout=POD_S
+        )
+        assert done.returncode == 0, f"{command}: {done.stderr[-2000:]}"
+        said: Obj = json.loads(done.stdout)
+        return said
+
+    # --- scripted jobs
+
+    def spec(self, run_id: str = "toy", **changes: object) -> LaunchSpec:
+        """Two pods of a rank each, with a small memory."""
+        site = self.site()
+        settings: dict[str, object] = {
+            "job_uri": f"{self.root}/jobs/{run_id}",
+            "name": f"{run_id}-s1",
+            "nodes": 2,
+            "ranks_per_node": 1,
+            "grace_s": self.grace_s,
+            "image": self.image,
+            "queue": QUEUE,
+            "priority": LOW,
+            "resources": SMALL,
+            "environment": site.environment,
+            "secrets": site.secrets,
+        }
+        return launch_spec(**{**settings, **changes})
+
+    def submit_scripted(self, name: str, *faults: Mapping[str, object], spec: LaunchSpec | None = None, **settings: object) -> RunHandle:
+        """`stagecoach_workloads.testing.scripted` in pods, with faults."""
+        spec = spec or self.spec(name)
+        folder = JobFolder.open(spec.job_uri)
+        told = {"steps": 10, "commit_every": 2, "step_s": 0.1, "faults": [dict(fault) for fault in faults], **settings}
+        folder.write_job(JobRecord(name=name, kind="test", identity=spec.identity, settings=told, created_at=TIME))
+        return submit_job(self.launcher(), folder, spec)
+
+    # --- what happens to gangs
+
+    def preempt(self) -> str:
+        """A more important gang that needs the whole quota until it is deleted (`let_go`). Its name."""
+        from torchx.specs import AppDef, Resource, Role
+
+        from stagecoach.launch.jobset.scheduler import JobsetScheduler
+
+        resource = Resource(cpu=1, gpu=0, memMB=64)
+        role = Role(name="hog", image=self.image, entrypoint="sleep", args=["100000"], num_replicas=2, resource=resource)
+        cfg = {"queue": QUEUE, "namespace": self.namespace, "priority_class": HIGH, "grace": 1}
+        app_id: str = JobsetScheduler("tests", kube=self.kube).submit(AppDef(name="hog", roles=[role]), cfg)
+        return app_id.partition(":")[2]
+
+    def let_go(self, name: str) -> None:
+        """Deletes a preemptor."""
+        self.kube.delete(self.jobset_path(name), uid=None, what="delete a jobset")
+
+    def wait_leaving(self, name: str) -> None:
+        """Every pod of a JobSet was told to end, or is gone."""
+        self.until(lambda: all(pod["metadata"].get("deletionTimestamp") for pod in self.pods_of(name)), f"{name}'s pods to be told to end")
+
+    def wait_gone(self, name: str, uids: Sequence[str]) -> None:
+        """These pods are gone."""
+        self.until(lambda: not set(uids) & {uid_of(pod) for pod in self.pods_of(name)}, f"{name}'s old pods to be gone")
+
+    def running(self, name: str) -> list[Obj]:
+        """Pods of a JobSet that run and were not told to end."""
+        pods = self.pods_of(name)
+        return [pod for pod in pods if pod["status"].get("phase") == "Running" and not pod["metadata"].get("deletionTimestamp")]
+
+    @contextmanager
+    def held(self, pods: Sequence[Obj]) -> Iterator[None]:
+        """Nothing in these pods gets any further but their supervisors, which still hear signals: no test has to be quicker than a job."""
+        kept = [pid for pod in pods for pid in self.processes(pod)[1:]]
+        freeze(kept)
+        try:
+            yield
+        finally:
+            thaw(kept)
+
+    def processes(self, pod: Obj) -> list[int]:
+        """Of this machine, the container's first process first."""
+        statuses = pod["status"].get("containerStatuses") or [{}]
+        container = (statuses[0].get("containerID") or "").rpartition("/")[2]
+        found = pids_of_container(container) if container else []
+        assert found, f"pod {pod['metadata']['name']} has no process on this machine: these tests need nodes that run on it"
+        return found
+
+    def cordon(self, node: str, *, closed: bool = True) -> None:
+        """Nothing new is placed there."""
+        change = {"spec": {"unschedulable": closed}}
+        self.kube.merge(paths.of(paths.CORE, "nodes", None, node), change, what="cordon a node")
+
+    def evict(self, pod: Obj) -> None:
+        """As `kubectl drain` does it."""
+        metadata = {"name": pod["metadata"]["name"], "namespace": self.namespace}
+        body = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": metadata}
+        self.kube.create(f"{self.path('pods', metadata['name'])}/eviction", body, what="evict a pod")
+
+    def node_is_ready(self, node: str) -> bool:
+        conditions = self.kube.get(paths.of(paths.CORE, "nodes", None, node), what="read a node")["status"]["conditions"]
+        return any(item["type"] == "Ready" and item["status"] == "True" for item in conditions)
+
+    def until(self, is_so: Any, what: str) -> float:
+        """Seconds until it is so."""
+        return wait_for(is_so, what, POD_S, every_s=0.1)
+
+
+class StageRun:
+    """`stagecoach run-stage mm1_tiny --stage pretrain` on two pods, as a person starts it, from a process of its own."""
+
+    def __init__(self, world: PodWorld, run_id: str, data: str, *, steps: int, every_steps: int = 10, sets: Sequence[str] = ()) -> None:
+        self.world, self.run_id, self.steps = world, run_id, steps
+        self.job = JobFolder.open(f"{world.root}/runs/{run_id}/stages/00-pretrain")
+        wanted = [f"pretrain.steps={steps}", f"pretrain.checkpoint.every_steps={every_steps}", "pretrain.resources.memory_gb_per_rank=2"]
+        settings = [part for setting in (*wanted, *sets) for part in ("--set", setting)]
+        command = ["run-stage", "mm1_tiny", "--stage", "pretrain", "--run-id", run_id, "--nodes", "2", "--ranks-per-node", "1"]
+        self._command = [STAGECOACH, *command, *settings, "--data", data, "--json"]
+        self.process = self._start()
+
+    def _start(self) -> "subprocess.Popen[str]":
+        return subprocess.Popen(
+            self._command, env=self.world.site_environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )  # fmt: skip
+
+    def handle(self) -> RunHandle:
+        """Of its newest submission; waits until there is one."""
+        found: list[RunHandle] = []
+
+        def is_there() -> bool:
+            assert self.process.poll() is None, self.process.communicate()[1][-3000:]
+            found[:] = self.world.launcher().list(run_id=self.run_id)
+            return bool(found)
+
+        self.world.until(is_there, f"{self.run_id} to be submitted")
+        return found[-1]
+
+    def handle_after_end(self) -> RunHandle:
+        """Of its newest submission, when the command has ended."""
+        return self.world.launcher().list(run_id=self.run_id)[-1]
+
+    def wait_step(self, attempt: int, step: int) -> float:
+        """Seconds until that attempt says that it has done `step`."""
+
+        def has_done() -> bool:
+            assert self.process.poll() is None, self.process.communicate()[1][-3000:]
+            seen = self.job.progress(attempt)
+            return seen is not None and seen.step >= step
+
+        return self.world.until(has_done, f"attempt {attempt} of {self.run_id} to do step {step}")
+
+    def manifest(self) -> Obj:
+        """Of the finished stage."""
+        out, err = self.process.communicate(timeout=POD_S)
+        assert self.process.returncode == 0, err[-3000:]
+        manifest: Obj = json.loads(out)
+        return manifest
+
+    def failure(self) -> tuple[int, str]:
+        """(exit code, what was said) of a command that must not end well."""
+        _, err = self.process.communicate(timeout=POD_S)
+        assert self.process.returncode != 0
+        return self.process.returncode, err
+
+    def explain(self) -> Obj:
+        return self.world.say("explain", self.run_id)
+
+    def close(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.communicate()
+
+
+def uid_of(pod: Obj) -> str:
+    uid: str = pod["metadata"]["uid"]
+    return uid
+
+
+def index_of(pod: Obj) -> int:
+    return int(pod["metadata"]["labels"]["batch.kubernetes.io/job-completion-index"])
+
+
+def node_of(pod: Obj) -> str:
+    node: str = pod["spec"]["nodeName"]
+    return node

@@ -18,6 +18,6 @@ def test_the_page_is_true(tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-3000:]
     told = json.loads((tmp_path / "told.json").read_text())
-    assert set(told["seconds"]) >= {"install", "helm test", "network policies", "pipeline by its deployment", "uninstall"}
+    assert set(told["seconds"]) >= {"install", "helm test", "network policies", "corpus, pipeline by its deployment", "uninstall"}
     assert not [fact for fact in told["doctor"] if fact.startswith("bad")]
     assert told["explain"]

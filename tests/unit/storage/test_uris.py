@@ -145,8 +145,8 @@ def test_a_missing_package_or_scheme_is_said_by_name() -> None:
 def test_importing_storage_is_cheap() -> None:
     """No fsspec, s3fs, asyncio loop or logger is drawn in before a store is used."""
     code = (
-        "import sys, time; start = time.process_time(); import stagecoach.storage; took = time.process_time() - start\n"
-        "heavy = [name for name in ('fsspec', 's3fs', 'botocore', 'aiohttp', 'loguru', 'moto') if name in sys.modules]\n"
-        "print(took); assert not heavy, heavy; assert took < 0.1, took"
+        "import sys, stagecoach.storage\n"
+        "heavy = [name for name in ('fsspec', 's3fs', 'botocore', 'aiohttp', 'asyncio', 'loguru', 'moto') if name in sys.modules]\n"
+        "assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

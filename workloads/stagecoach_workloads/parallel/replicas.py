@@ -15,7 +15,7 @@ import hashlib
 import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeGuard
 
 import torch
 import torch.distributed as dist
@@ -45,8 +45,10 @@ def compare_replicas(
     """Ranks (of `group`) whose copy disagrees with the majority's; empty when all is well. A collective: all ranks call it, and all
     get the same answer. Where there is no majority (two copies that differ) every rank that holds one is named.
 
-    Reads the whole state once and waits for the device: a matter of every few hundred steps. `also` must be JSON.
+    Reads once what somebody else holds too, and waits for the device: a matter of every few hundred steps. `also` must be JSON.
     """
+    if dist.get_world_size(group) == 1:
+        return []
     sums = digests(model, optimizer, also or {})
     device = _device(model)
     mine = torch.tensor(list(sums.values()), dtype=torch.int64, device=device).flatten()
@@ -81,8 +83,7 @@ def digests(model: nn.Module, optimizer: HasState, also: Mapping[str, Any]) -> d
     for name, tensor in named_state(model, optimizer):
         if is_whole(tensor):
             whole[name] = local_part(tensor)
-        else:
-            assert isinstance(tensor, DTensor)
+        elif has_copies(tensor):
             shards[name] = local_part(tensor)
             place = place or shard_place(tensor)
     extra = xxhash.xxh3_64_intdigest(json.dumps(also, sort_keys=True).encode())
@@ -101,6 +102,13 @@ def named_state(model: nn.Module, optimizer: HasState) -> Iterable[tuple[str, Te
 def is_whole(tensor: Tensor) -> bool:
     """True when every rank holds all of it."""
     return not isinstance(tensor, DTensor) or all(isinstance(placement, Replicate) for placement in tensor.placements)
+
+
+def has_copies(tensor: Tensor) -> TypeGuard[DTensor]:
+    """True for a shard that another rank holds too."""
+    if not isinstance(tensor, DTensor):
+        return False
+    return any(isinstance(placement, Replicate) and tensor.device_mesh.size(axis) > 1 for axis, placement in enumerate(tensor.placements))
 
 
 def shard_place(tensor: DTensor) -> int:

@@ -304,6 +304,8 @@ def _from(said: Explanation) -> str:
 def _wait(said: Explanation) -> str:
     if said.cause == Cause.TRAINED:
         return "the stage runner verifies its checkpoint, evaluates and writes stage.json next"
+    if said.cause == Cause.ADMITTED and "cannot start" in said.cluster_reason:
+        return "it starts by itself once that is there; whoever waits for it gives it up after two minutes"
     if said.cause in (Cause.QUEUED, Cause.ADMITTED):
         return "it starts by itself once the launcher gives it its machines"
     if said.cause in (Cause.WAITING_FOR_PEERS, Cause.STARTING, Cause.RUNNING):

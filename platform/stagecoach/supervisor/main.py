@@ -16,6 +16,7 @@ from stagecoach.contract.records import validate
 from stagecoach.contract.tree import sweep
 from stagecoach.errors import ClusterUnavailable, ConfigError, ContractError, StagecoachError
 from stagecoach.log import configure, logger
+from stagecoach.storage.errors import AccessDenied
 from stagecoach.supervisor import signals
 from stagecoach.supervisor.attempt import NodeAttempt
 from stagecoach.supervisor.claims import claim_next, now
@@ -133,8 +134,12 @@ async def supervise(settings: SupervisorSettings) -> tuple[int, str]:
 
 
 def read_spec(job: JobFolder, settings: SupervisorSettings) -> LaunchSpec:
-    """What was asked of the launcher. Raises ConfigError when the submission is not in the ledger."""
-    submission = job.submission(settings.submission)
+    """What was asked of the launcher. Raises ConfigError when the submission is not in the ledger, or the bucket refuses our keys: they
+    were wrong from the start. Keys that are refused later may have been replaced; the next pod gets the new ones."""
+    try:
+        submission = job.submission(settings.submission)
+    except AccessDenied as error:
+        raise ConfigError(str(error)) from error
     if submission is None:
         raise ConfigError(
             f"STAGECOACH_SUBMISSION={settings.submission}: {job.uri} has no such submission; launchers claim one before they start a node"

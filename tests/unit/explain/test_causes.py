@@ -104,6 +104,16 @@ def queued_with_the_clusters_reason(root: str) -> None:
 
 
 @case(
+    "r1, stage pretrain: submission 1 is admitted by `jobset` (STARTING: pod x-0 cannot start (ErrImagePull: no such image)), no attempt "
+    "of it has started; it starts by itself once that is there; whoever waits for it gives it up after two minutes.",
+    cluster=Cluster(JobState(phase=Phase.STARTING, reason="pod x-0 cannot start (ErrImagePull: no such image)"), "jobset"),
+    cause="admitted", next="wait", cluster_phase="STARTING",
+)  # fmt: skip
+def admitted_with_an_image_that_is_not_there(root: str) -> None:
+    write_run(root, "r1", "pretrain")[0].submit(1, launcher="jobset")
+
+
+@case(
     "r1, stage pretrain: submission 1 is admitted by `jobset` (STARTING: pulling image), no attempt of it has started; "
     "it starts by itself once the launcher gives it its machines.",
     cluster=Cluster(JobState(phase=Phase.STARTING, reason="pulling image"), "jobset"),

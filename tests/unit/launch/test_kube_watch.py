@@ -43,6 +43,24 @@ def reflector(server: ApiServer, clock: Clock | None = None, **more: Any) -> Ref
     return Reflector(server.kube, "/pods", labels="a=b", what="pods", clock=clock or Clock(), **more)
 
 
+def test_one_groups_objects_are_found_and_a_changed_label_moves_them(server: ApiServer) -> None:
+    watched = Reflector(server.kube, "/things", what="things", group=lambda thing: thing["metadata"].get("labels", {}).get("job", ""))
+
+    def thing(name: str, job: str) -> dict[str, Any]:
+        return {"metadata": {"name": name, "uid": f"uid-{name}", "resourceVersion": "1", "labels": {"job": job}}}
+
+    def names(job: str | None = None) -> list[str]:
+        return [item["metadata"]["name"] for item in watched.objects(job) or ()]
+
+    for name, job in (("b", "one"), ("a", "one"), ("c", "two")):
+        watched.take({"type": "ADDED", "object": thing(name, job)})
+    assert (names("one"), names("two"), names("three"), names()) == (["a", "b"], ["c"], [], ["a", "b", "c"])
+    watched.take({"type": "MODIFIED", "object": thing("a", "two")})
+    assert (names("one"), names("two")) == (["b"], ["a", "c"])
+    watched.take({"type": "DELETED", "object": thing("b", "one")})
+    assert (names("one"), names()) == ([], ["a", "c"])
+
+
 def test_a_list_and_the_events_after_it_are_the_picture(server: ApiServer) -> None:
     server.answers = [
         listed(5, thing("a", 3), thing("b", 4)),

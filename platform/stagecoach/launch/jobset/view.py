@@ -1,6 +1,7 @@
 """Jobs that somebody looks at again and again, kept by watches: of one job, or of the namespace where many are looked at."""
 
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +15,16 @@ Obj = dict[str, Any]
 SINGLE = 4  # so many jobs have watches of their own; with more, three watches of all of ours are cheaper
 
 
+def uid_of(thing: Obj) -> str:
+    """Its own."""
+    return str(thing["metadata"]["uid"])
+
+
+def label(name: str) -> Callable[[Obj], str]:
+    """What an object's label of that name says; "" without one."""
+    return lambda thing: (thing["metadata"].get("labels") or {}).get(name, "")
+
+
 class View:
     """Three watches. `name` and `uid`: of one job; without them, of all that is ours in the namespace."""
 
@@ -21,10 +32,10 @@ class View:
         self.api = api
         ours = "" if name else f"{MANAGED_BY}={MANAGER}"
         one = f"metadata.name={name}" if name else ""
-        self.jobsets = Reflector(api.kube, api.path(), labels=ours, fields=one, what=f"jobsets of {name or api.namespace}")
-        self.pods = Reflector(api.kube, api.pods, labels=f"{JOBSET_NAME}={name}" if name else ours, what=f"pods of {name or api.namespace}")
-        owner = f"{JOB_UID}={uid}" if uid else ""
-        self.workloads = Reflector(api.kube, api.workloads, labels=owner, what=f"workloads of {name or api.namespace}")
+        own, owner, whose = f"{JOBSET_NAME}={name}" if name else ours, f"{JOB_UID}={uid}" if uid else "", name or api.namespace
+        self.jobsets = Reflector(api.kube, api.path(), labels=ours, fields=one, group=uid_of, what=f"jobsets of {whose}")
+        self.pods = Reflector(api.kube, api.pods, labels=own, group=label(JOBSET_NAME), what=f"pods of {whose}")
+        self.workloads = Reflector(api.kube, api.workloads, labels=owner, group=label(JOB_UID), what=f"workloads of {whose}")
         for reflector in self._all:
             reflector.start()
 
@@ -34,15 +45,12 @@ class View:
 
     def see(self, name: str, uid: str) -> tuple[bool, Seen | None]:
         """(whether the picture is fresh, the job in it)."""
-        jobsets, pods, workloads = (reflector.objects() for reflector in self._all)
+        jobsets, pods, workloads = self.jobsets.objects(uid), self.pods.objects(name), self.workloads.objects(uid)
         if jobsets is None or pods is None or workloads is None:
             return False, None
-        jobset = next((item for item in jobsets if item["metadata"]["uid"] == uid), None)
-        if jobset is None:
+        if not jobsets:
             return False, None  # deleted, or younger than the watch: the server knows
-        own = [pod for pod in pods if (pod["metadata"].get("labels") or {}).get(JOBSET_NAME) == name]
-        workload = next((item for item in workloads if (item["metadata"].get("labels") or {}).get(JOB_UID) == uid), None)
-        return True, assemble(jobset, workload, own, lambda: self.api.jobs_of(name))
+        return True, assemble(jobsets[0], workloads[0] if workloads else None, pods, lambda: self.api.jobs_of(name))
 
     def close(self) -> None:
         for reflector in self._all:

@@ -28,7 +28,8 @@ LONGEST_PAUSE_S = 15.0
 
 
 class Reflector:
-    """A thread that lists, then watches. `objects` gives copies of nothing: callers must not change what they get."""
+    """A thread that lists, then watches. `objects` gives copies of nothing: callers must not change what they get. `group` says whose an
+    object is, so that whoever asks for one job's does not go through those of thousands."""
 
     def __init__(
         self,
@@ -38,13 +39,15 @@ class Reflector:
         what: str,
         labels: str = "",
         fields: str = "",
+        group: Callable[[Obj], str] = lambda _: "",
         silence_s: float = SILENCE_S,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.kube, self.path, self.what, self.labels, self.fields = kube, path, what, labels, fields
-        self._clock, self.silence_s = clock, silence_s
+        self._group, self._clock, self.silence_s = group, clock, silence_s
         self._lock = threading.Lock()
-        self._objects: dict[str, Obj] = {}
+        self._groups: dict[str, dict[str, Obj]] = {}  # group -> uid -> object
+        self._group_of: dict[str, str] = {}  # uid -> group
         self._version = ""
         self._heard_at: float | None = None
         self._listed_at = 0.0
@@ -59,11 +62,14 @@ class Reflector:
         """The thread ends with the next event or the end of its watch."""
         self._stopped.set()
 
-    def objects(self) -> list[Obj] | None:
-        """By name. None when the picture is not fresh: nothing was heard yet, or for longer than a live watch can be silent."""
+    def objects(self, group: str | None = None) -> list[Obj] | None:
+        """By name; of one group, or all. None when the picture is not fresh: nothing was heard yet, or for longer than a live watch can be
+        silent."""
         with self._lock:
-            is_fresh = self._heard_at is not None and self._clock() - self._heard_at < self.silence_s
-            return sorted(self._objects.values(), key=lambda item: str(item["metadata"]["name"])) if is_fresh else None
+            if self._heard_at is None or self._clock() - self._heard_at >= self.silence_s:
+                return None
+            groups = self._groups.values() if group is None else [self._groups.get(group, {})]
+            return sorted((item for found in groups for item in found.values()), key=lambda item: str(item["metadata"]["name"]))
 
     def _run(self) -> None:
         pause = PAUSE_S
@@ -93,7 +99,9 @@ class Reflector:
         """All of it as it is now."""
         found = self.kube.list(self.path, labels=self.labels, fields=self.fields, what=self.what)
         with self._lock:
-            self._objects = {item["metadata"]["uid"]: item for item in found.get("items") or ()}
+            self._groups, self._group_of = {}, {}
+            for item in found.get("items") or ():
+                self._put(item)
             self._version = found["metadata"]["resourceVersion"]
             self._listed_at = self._heard_at = self._clock()
 
@@ -123,6 +131,19 @@ class Reflector:
             self._version = thing["metadata"]["resourceVersion"]
             self._heard_at = self._clock()
             if kind == "DELETED":
-                self._objects.pop(thing["metadata"]["uid"], None)
+                self._drop(thing["metadata"]["uid"])
             elif kind != "BOOKMARK":
-                self._objects[thing["metadata"]["uid"]] = thing
+                self._put(thing)
+
+    def _put(self, thing: Obj) -> None:
+        uid, group = thing["metadata"]["uid"], self._group(thing)
+        self._drop(uid)  # a label may have changed
+        self._groups.setdefault(group, {})[uid] = thing
+        self._group_of[uid] = group
+
+    def _drop(self, uid: str) -> None:
+        group = self._group_of.pop(uid, None)
+        if group is not None:
+            del self._groups[group][uid]
+            if not self._groups[group]:
+                del self._groups[group]

@@ -1,14 +1,14 @@
 """Many stages on nodes that KWOK pretends: how soon a submitted stage has its JobSet, and whether any of hundreds is lost or doubled.
 
     python benchmarks/cluster_scale.py [--json FILE] [--markdown FILE]      all of it: 1,000 nodes, 500 stages of 8 pods, some ten minutes
-    python benchmarks/cluster_scale.py --stages 40 --pods 4 --seconds 10    a part of it
+    python benchmarks/cluster_scale.py --pods 2 --quota 250                 what two cores do in ten minutes: a pod costs them half a second
 
 Needs a cluster with fake nodes and S3 (tests/cluster/run starts one where it can: STAGECOACH_TEST_UP='--fake-nodes 1000').
 
 pace: stages are submitted at --rate a second for --seconds, by `submit_job` through the jobset launcher, their folders in the bucket, and
 watched to their end. Counted from when a submit was due, so that one that waits for another counts as late.
-burst: --stages stages of three priorities at once, each pod wanting a node of its own, so that the nodes hold a part of them and the
-important push the others out, whose pods take two seconds to end. One process submits and watches all of them.
+burst: --stages stages of three priorities at once, each pod wanting a node of its own, so that the quota (--quota nodes, by default all)
+holds a part of them and the important push the others out, whose pods take two seconds to end. One process submits and watches them all.
 
 Real are: the API server, Kueue, JobSet, scheduler, S3, our client, intent log and watches. Pods run on paper, for so long as an annotation
 says. Ends with 1 when a limit is missed or a stage is lost or doubled.
@@ -46,7 +46,7 @@ Obj = dict[str, Any]
 MIDDLE = "stagecoach-test-middle"
 PRIORITIES = {LOW: 100, MIDDLE: 500, HIGH: 1000}
 PER_POD = Resources(hardware="cpu", cpus_per_rank=128, memory_gb_per_rank=0.25, shm_gb=0.064)  # more than half of a fake node
-PACE_POLL_S, BURST_POLL_S = 2.0, 10.0  # between two looks at a stage
+PACE_POLL_S, BURST_POLL_S = 5.0, 10.0  # between two looks at a stage
 SUBMITTERS = 16  # of a burst, at a time
 STOP_S = 2  # a victim's pods take so long to end
 
@@ -181,6 +181,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--stages", type=int, default=500, help="of the burst")
     parser.add_argument("--pods", type=int, default=8, help="of a stage")
+    parser.add_argument("--quota", type=int, help="pods that may run at a time; default: as many as there are nodes")
     parser.add_argument("--run", type=int, default=30, help="seconds that a pod runs on paper")
     parser.add_argument("--minutes", type=float, default=15.0, help="what has not ended after so long is lost")
     parser.add_argument("--seed", type=int, default=0)
@@ -193,6 +194,7 @@ def command(asked: argparse.Namespace) -> str:
     """What to type for such a page."""
     parts = [] if asked.only is None else ["--only", asked.only]
     parts += ["--rate", f"{asked.rate:g}", "--seconds", f"{asked.seconds:g}", "--stages", str(asked.stages), "--pods", str(asked.pods)]
+    parts += [] if asked.quota is None else ["--quota", str(asked.quota)]
     return " ".join(["python benchmarks/cluster_scale.py", *parts, "--run", str(asked.run), "--seed", str(asked.seed)])
 
 
@@ -203,11 +205,11 @@ def main() -> int:
     if not nodes:
         print("needs nodes that KWOK pretends: cluster up --fake-nodes 1000", file=sys.stderr)
         return 2
-    figures: dict[str, Any] = {"nodes": nodes, "load_before": os.getloadavg()[0], "run_s": asked.run}
+    figures: dict[str, Any] = {"nodes": nodes, "quota": asked.quota or nodes, "load_before": os.getloadavg()[0], "run_s": asked.run}
     for part, measure in (("pace", pace), ("burst", burst)):
         if asked.only not in (None, part):
             continue
-        world = ClusterWorld(cpus=nodes * 128)
+        world = ClusterWorld(cpus=figures["quota"] * 128)
         make_priority(world)
         figures[part] = measure(world, asked)
         figures[part]["met"] = is_met(figures[part], part)

@@ -1,22 +1,25 @@
 """Checkpoints of 100 M fp32 parameters and AdamW's two moments (1.2 GB) on the CPU: what a save costs a training loop, and its peer.
 
-    python benchmarks/checkpoint.py [--quick] [--busy] [--dir FOLDER]
+    python benchmarks/checkpoint.py [--quick] [--dir FOLDER] [--only steps,digests,peer]
 
 - wait: how long the step's thread stood in `save` and in the gate before optimizer.step(), per save. Limit: <= 50 ms.
-- added: wall time of blocks of steps with a save against blocks without, taking turns, per save, over one plain copy of the state into
-  memory that was touched before. The loop computes on one thread, as torchrun sets it, so a core is left for the saving process; with
-  --busy another process computes all the while as a second rank would, and none is. Limit: <= 1.5.
+- added: wall time of a block of steps with a save, less the mean of the blocks without one just before and after it, over one plain copy
+  of the state into memory that was touched before. 50 steps of each kind. Limit: <= 1.5. The loop computes on one thread, as torchrun
+  sets it, and a core is left for the saving process: what a node of GPUs, whose cores mostly wait, has plenty of. Beside it the same
+  with every core taken, by processes that compute all the while as further ranks would: then a save can only take what they give up.
 - digests: wall time of writing with all digests over writing without, taking turns. Limit: <= 1.05.
 - save, load: GB/s from `save` to the commit, and of a load with every block proven, beside torch.distributed.checkpoint (async_save to its
-  file writer and its fsspec writer; load without proof), taking turns. Limit: ahead in both. Beside it the CPU seconds per GB of this
-  process and, for ours, of the saving process (user and system): what a machine that others use cannot blur as much. The first save and
-  the first load, which find no memory touched, are told apart.
+  file writer and its fsspec writer; load without proof), taking turns. A cold load finds nothing in the page cache, as on another node;
+  a warm one follows it at once. Limit: ahead in all. Beside it the CPU seconds per GB of this process and, for ours, of the saving process
+  (user and system): what a machine that others use cannot blur as much. The first round, which finds no memory touched, is told apart.
 
-Medians of rounds count, the fastest stand beside them. `ok` says whether a limit was kept; the exit is 0 either way.
+All ways sync what they wrote. Medians of rounds count, the best stand beside them. `ok` says whether a limit was kept; the exit is 0
+either way. About four minutes; `--dir /dev/shm` leaves the disk out.
 """
 
 import argparse
 import contextlib
+import mmap
 import os
 import platform
 import resource
@@ -56,13 +59,14 @@ class Size:
     layers: int
     width: int
     rows: int  # of a batch: how long a step computes
-    blocks: int  # of steps with a save, and as many without
+    blocks: int  # of steps with a save, between blocks without
     steps: int  # in a block
+    busy_blocks: int  # with every core taken
     rounds: int  # of each way to save and to load
 
 
-FULL = Size(layers=24, width=2048, rows=128, blocks=5, steps=10, rounds=5)
-QUICK = Size(layers=6, width=2048, rows=128, blocks=2, steps=4, rounds=2)
+FULL = Size(layers=24, width=2048, rows=96, blocks=5, steps=10, busy_blocks=2, rounds=3)
+QUICK = Size(layers=6, width=2048, rows=96, blocks=2, steps=4, busy_blocks=1, rounds=2)
 
 
 class Training:
@@ -132,9 +136,13 @@ def saver_cpu_s(checkpoints: Checkpoints) -> float:
     return float(used.user + used.system)
 
 
-def settle() -> None:
-    """What one way left unwritten must not slow the next."""
+def settle(folder: Path | None = None) -> None:
+    """What one way left unwritten must not slow the next. With a folder: what was written there is in no cache any more."""
     os.sync()
+    for path in folder.rglob("*") if folder is not None else ():
+        if path.is_file():
+            with open(path, "rb") as file:
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def plain_copy_s(training: Training) -> float:
@@ -145,35 +153,69 @@ def plain_copy_s(training: Training) -> float:
         for target, source in zip(targets, sources, strict=True):
             target.copy_(source)
 
-    return min(timed(copy) for _ in range(5))
+    return statistics.median(timed(copy) for _ in range(7))
 
 
 def measure_steps(training: Training, size: Size, folder: Path) -> None:
     with checkpoints_in(folder) as checkpoints:
         checkpoints.save(1, training.state)  # the process is up and its memory touched, as after a restore
         checkpoints.wait()
+        steps = Steps(training, checkpoints, size.steps)
         copy_s = plain_copy_s(training)
-        waits, withs, withouts, step = [], [], [], 1
-        for _ in range(size.blocks):
+        free = steps.measure(size.blocks)
+        with neighbours((os.cpu_count() or 1) - 1):
+            taken = steps.measure(size.busy_blocks)
+    waits = [block.waited_s for block in free]
+    say("wait per save", f"median {statistics.median(waits) * 1e3:.1f} ms, worst {max(waits) * 1e3:.1f} ms; every core taken: worst "
+        f"{max(block.waited_s for block in taken) * 1e3:.1f} ms", max(waits) <= MAX_WAIT_S)  # fmt: skip
+    ratio = statistics.median(block.added_s for block in free) / copy_s
+    each, busy = (", ".join(f"{block.added_s / copy_s:.2f}" for block in blocks) for blocks in (free, taken))
+    say("added per save", f"{ratio:.2f} copies of {copy_s:.3f} s (each: {each}); every core taken: {busy}; "
+        f"a step takes {statistics.median(block.step_s for block in free):.2f} s", ratio <= MAX_ADDED)  # fmt: skip
+    cpu_s = statistics.median(block.saver_cpu_s for block in free)
+    print(f"  the saving process computed {cpu_s:.2f} s a save = {cpu_s / copy_s:.2f} copies, beside the loop", flush=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Block:
+    """Steps of which the first was followed by a save."""
+
+    added_s: float
+    waited_s: float
+    saver_cpu_s: float
+    step_s: float  # without a save
+
+
+class Steps:
+    """Blocks of steps."""
+
+    def __init__(self, training: Training, checkpoints: Checkpoints, steps: int) -> None:
+        self.training, self.checkpoints, self.steps, self.saved = training, checkpoints, steps, 1
+
+    def measure(self, blocks: int) -> list[Block]:
+        """Each block with a save stands between two without."""
+        found, before = [], self.without()
+        for _ in range(blocks):
+            self.saved += 1
+            used, waited = saver_cpu_s(self.checkpoints), list[float]()
             settle()
-            withouts.append(timed(lambda: [training.step(lambda: None) for _ in range(size.steps)]))
-            waited: list[float] = []
+            with_s = timed(lambda waited=waited: self.one_block(waited))
+            self.checkpoints.wait()
+            used, after = saver_cpu_s(self.checkpoints) - used, self.without()
+            without_s = (before + after) / 2
+            found.append(Block(added_s=with_s - without_s, waited_s=sum(waited), saver_cpu_s=used, step_s=without_s / self.steps))
+            before = after
+        return found
 
-            def block(waited: list[float] = waited, first: int = step + 1) -> None:
-                for index in range(size.steps):
-                    training.step(lambda: waited.append(checkpoints.before_update()))
-                    if index == 0:
-                        waited.append(timed(lambda: checkpoints.save(first, training.state)))
+    def without(self) -> float:
+        settle()
+        return timed(lambda: [self.training.step(lambda: None) for _ in range(self.steps)])
 
-            withs.append(timed(block))
-            checkpoints.wait()
-            step += 1
-            waits.append(sum(waited))
-    say("wait per save", f"median {statistics.median(waits) * 1e3:.1f} ms, worst {max(waits) * 1e3:.1f} ms", max(waits) <= MAX_WAIT_S)
-    with_s, without_s = statistics.median(withs), statistics.median(withouts)
-    ratio, fastest = (with_s - without_s) / copy_s, (min(withs) - min(withouts)) / copy_s
-    say("added per save", f"{with_s - without_s:.3f} s = {ratio:.2f} copies of {copy_s:.3f} s (fastest blocks: {fastest:.2f}; "
-        f"{size.blocks} blocks of {size.steps} steps: {with_s:.2f} s with, {without_s:.2f} s without)", ratio <= MAX_ADDED)  # fmt: skip
+    def one_block(self, waited: list[float]) -> None:
+        for index in range(self.steps):
+            self.training.step(lambda: waited.append(self.checkpoints.before_update()))
+            if index == 0:
+                waited.append(timed(lambda: self.checkpoints.save(self.saved, self.training.state)))
 
 
 class NoDigest:
@@ -185,9 +227,16 @@ class NoDigest:
         return "0" * 32
 
 
+def in_pages(tensor: Tensor) -> memoryview:
+    """Its bytes where a page begins, as the host buffer has them."""
+    memory = mmap.mmap(-1, tensor.numel() * tensor.element_size())
+    torch.frombuffer(memory, dtype=tensor.dtype).copy_(tensor)
+    return memoryview(memory)
+
+
 def measure_digests(training: Training, size: Size, folder: Path) -> None:
     store = open_store(f"file://{folder}")
-    body = memoryview(torch.cat([t.reshape(-1) for t in training.state.optimizer.values()]).numpy()).cast("B")
+    body = in_pages(torch.cat([t.reshape(-1) for t in training.state.optimizer.values()]))
 
     def write(name: str) -> float:
         settle()
@@ -203,7 +252,7 @@ def measure_digests(training: Training, size: Size, folder: Path) -> None:
         finally:
             upload_module.Digest, digest.of = whole, block  # type: ignore[misc]
 
-    rounds = [(write("with"), write_without()) for _ in range(2 * size.rounds + 1)]
+    rounds = [(write("with"), write_without()) for _ in range(2 * size.rounds + 1)][1:]
     fastest = min(with_s for with_s, _ in rounds) / min(without_s for _, without_s in rounds)
     median = statistics.median(with_s / without_s for with_s, without_s in rounds)
     say("digests", f"with / without {median:.3f} (median of rounds; fastest {fastest:.3f})", median <= MAX_DIGESTS)
@@ -218,15 +267,17 @@ def measure_peer(training: Training, size: Size, folder: Path) -> None:
     )
     with checkpoints_in(folder / "ours") as checkpoints:
         ways = our_ways(checkpoints, state, into) | peer_ways(state, into, folder)
-        saves: dict[str, list[Took]] = {name: [] for name in ways}
-        loads: dict[str, list[Took]] = {name: [] for name in ways}
+        rounds: dict[str, dict[str, list[Took]]] = {what: {name: [] for name in ways} for what in ("save", "load cold", "load warm")}
         for number in range(1, size.rounds + 2):
             for name, (save, load) in ways.items():
-                saves[name].append(took(lambda save=save, number=number: save(number), checkpoints))
-                loads[name].append(took(lambda load=load, number=number: load(number), checkpoints))
-                check_equal(state, into)
-    for what, rounds in (("save", saves), ("load", loads)):
-        tell_speeds(what, rounds, num_bytes / GB)
+                settle()
+                rounds["save"][name].append(took(lambda save=save, number=number: save(number), checkpoints))
+                settle(folder)
+                for what in ("load cold", "load warm"):
+                    rounds[what][name].append(took(lambda load=load, number=number: load(number), checkpoints))
+                    check_equal(state, into)
+    for what, all_of in rounds.items():
+        tell_speeds(what, all_of, num_bytes / GB)
     dist.destroy_process_group()
 
 
@@ -240,7 +291,6 @@ class Took:
 
 
 def took(work: Callable[[], object], checkpoints: Checkpoints) -> Took:
-    settle()
     own, saving = own_cpu_s(), saver_cpu_s(checkpoints)
     wall = timed(work)
     return Took(wall_s=wall, own_cpu_s=own_cpu_s() - own, saver_cpu_s=saver_cpu_s(checkpoints) - saving)
@@ -249,9 +299,9 @@ def took(work: Callable[[], object], checkpoints: Checkpoints) -> Took:
 def tell_speeds(what: str, rounds: Mapping[str, list[Took]], gb: float) -> None:
     """The first round is to warm, and told apart."""
     medians = {name: gb / statistics.median(each.wall_s for each in all_of[1:]) for name, all_of in rounds.items()}
-    told = [f"{name} {medians[name]:.2f} (fastest {gb / min(each.wall_s for each in all_of[1:]):.2f}, first {gb / all_of[0].wall_s:.2f})"
+    figures = [f"{name} {medians[name]:.2f} (fastest {gb / min(each.wall_s for each in all_of[1:]):.2f}, first {gb / all_of[0].wall_s:.2f})"
             for name, all_of in rounds.items()]  # fmt: skip
-    say(f"{what} GB/s", ", ".join(told), medians["ours"] > max(speed for name, speed in medians.items() if name != "ours"))
+    say(f"{what} GB/s", ", ".join(figures), medians["ours"] > max(speed for name, speed in medians.items() if name != "ours"))
     for name, all_of in rounds.items():
         own, saving = (statistics.median(getattr(each, kind) for each in all_of[1:]) / gb for kind in ("own_cpu_s", "saver_cpu_s"))
         print(f"  {what} CPU s/GB  {name}: {own + saving:.2f} (this process {own:.2f}, the saving process {saving:.2f})", flush=True)
@@ -309,15 +359,19 @@ def say(what: str, figures: str, ok: bool) -> None:
 
 
 @contextlib.contextmanager
-def neighbour() -> Iterator[None]:
-    """Another process that computes without end on one thread."""
-    work = "import torch; torch.set_num_threads(1); a = torch.randn(2048, 2048)\nwhile True: a @ a"
-    process = subprocess.Popen([sys.executable, "-c", work])
+def neighbours(count: int) -> Iterator[None]:
+    """So many other processes that compute without end on one thread."""
+    work = "import torch; torch.set_num_threads(1); a = torch.randn(2048, 2048); print(flush=True)\nwhile True: a @ a"
+    processes = [subprocess.Popen([sys.executable, "-c", work], stdout=subprocess.PIPE) for _ in range(count)]
     try:
+        for process in processes:
+            assert process.stdout is not None
+            process.stdout.readline()  # it has begun
         yield
     finally:
-        process.kill()
-        process.wait()
+        for process in processes:
+            process.kill()
+            process.communicate()
 
 
 def machine(training: Training) -> Mapping[str, object]:
@@ -329,18 +383,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a quarter of the parameters, fewer rounds: under a minute")
     parser.add_argument("--dir", help="where checkpoints go; the default is a temporary folder")
-    parser.add_argument("--busy", action="store_true", help="the loop is measured while another process computes, as a second rank would")
+    parser.add_argument("--only", default="steps,digests,peer", help="which parts; the default is all")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")  # torch's own, about its checkpoint module
     torch.set_num_threads(1)
-    size = QUICK if arguments.quick else FULL
+    size, began = QUICK if arguments.quick else FULL, time.monotonic()
+    parts = {"steps": measure_steps, "digests": measure_digests, "peer": measure_peer}
     training = Training(size)
-    print(machine(training))
+    print(machine(training), flush=True)
     with tempfile.TemporaryDirectory(dir=arguments.dir) as folder:
-        with neighbour() if arguments.busy else contextlib.nullcontext():
-            measure_steps(training, size, Path(folder) / "steps")
-        for part in (measure_digests, measure_peer):
-            part(training, size, Path(folder) / part.__name__)
+        for name in arguments.only.split(","):
+            parts[name](training, size, Path(folder) / name)
+    print(f"{time.monotonic() - began:.0f} s in all, load {os.getloadavg()[0]:.1f} at the end", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The manifest and the bytes of one checkpoint, proven while they are read."""
 
 import json
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -36,7 +37,8 @@ class CheckpointReader:
 
     def __init__(self, job: JobFolder, ref: CheckpointRef, *, threads: int, verify: bool = True, identity: str | None = None) -> None:
         """Reads and proves the manifest; raises what `read_manifest` raises, and StorageError."""
-        self.ref, self._store, self._threads, self._verify = ref, job.store, threads, verify
+        self.ref, self._store, self._verify = ref, job.store, verify
+        self._threads = readers_of(job.uri, threads)
         self.manifest, _ = read_manifest(job, ref, identity=identity)
         self._objects = {item.name: item for item in self.manifest.objects}
 
@@ -129,6 +131,11 @@ class CheckpointReader:
             f"{self.ref.uri}/{name}, block {block} (bytes {begin} to {begin + length}{holds}): its XXH3-128 is {found}, "
             f"{item.blocks[block]} was committed"
         )
+
+
+def readers_of(uri: str, most: int) -> int:
+    """Many wait for a network at a time. A disk is read ahead for who reads in order: more readers than cores get in each other's way."""
+    return min(most, len(os.sched_getaffinity(0))) if uri.startswith("file://") else most
 
 
 def spread(begin: int, length: int, wanted: Sequence[Read]) -> tuple[list[ByteArray], list[tuple[ByteArray, ByteArray]]]:

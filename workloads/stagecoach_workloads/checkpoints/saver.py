@@ -54,7 +54,7 @@ class Saver:
         self._objects: list[dict[str, Any]] = []
         self._entries: tuple[TensorEntry, ...] = ()
         self._watch, self._has_swept = LeaseWatch(), False
-        os.nice(job.nice)
+        yield_to_training(job.nice)
 
     def obey(self, order: dict[str, Any]) -> None:
         """Carries out one order; what goes wrong is reported, never raised."""
@@ -150,6 +150,13 @@ class Saver:
     def _say(self, kind: str, step: int, text: str = "", *, error: str = "", numbers: dict[str, float] | None = None) -> None:
         with contextlib.suppress(OSError):  # the rank is gone; so are we, in a moment
             self._link.sendall(as_line(Report(kind=kind, step=step, text=text, error=error, numbers=numbers or {})))
+
+
+def yield_to_training(nice: int) -> None:
+    """Beside its priority: a process of the batch class takes no core away when the disk answers, it waits until one is given up."""
+    os.nice(nice)
+    with contextlib.suppress(OSError):  # a container may forbid it
+        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
 
 
 def digested(body: memoryview, blocks: list[str]) -> Iterator[memoryview]:

@@ -1,14 +1,15 @@
 """The trainer against a plain loop, and real data against mock data, as ratios taken in one run.
 
-    python benchmarks/train.py [--quick] [--json FILE]
+    python benchmarks/train.py [--quick] [--only speed,data] [--json FILE]
 
-- speed: tokens/s of whole optimizer steps (forward, backward, clipping, AdamW) of a 100 M decoder: the trainer's own step (sharded by
-  FSDP2 over one gloo rank, judged by the guard) against the loop that anybody would write around `transformers` of the same shape, with
-  fused AdamW and `clip_grad_norm_`. Both fp32, SDPA, the same rows, the same threads; rounds alternate. Limit: >= 1.0 by the medians.
+- speed: tokens/s of whole optimizer steps (forward, backward, clipping, AdamW) of a 100 M decoder: the trainer's own step on one rank
+  (judged by the guard, losses told by source) against the loop that anybody would write around `transformers` of the same shape, with
+  fused AdamW and `clip_grad_norm_`. Both fp32, SDPA, the same rows, the same threads; rounds alternate. Limit: >= 1.0 by the median of
+  rounds' ratios. Beside it the ratio of the processor's seconds, which a machine that others use blurs less.
 - data: four ranks' worth of loaders on this machine's cores, each with a step that waits as a GPU would that consumes 48 images/s in
   all; against the same with batches that are made up. Limit: <= 1.05.
 
-`ok` says whether a limit was kept; the exit is 0 either way.
+`ok` says whether a limit was kept; the exit is 0 either way. About three minutes.
 """
 
 import argparse
@@ -20,7 +21,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -136,14 +137,18 @@ def measure_speed(rounds: int) -> dict[str, Any]:
                     cpu[name].append(time.process_time() - process)
         dist.destroy_process_group()
     found = {name: statistics.median(values) for name, values in seconds.items()}
-    busy = {name: statistics.median(values) for name, values in cpu.items()}
-    ratio = found["theirs"] / found["ours"]
+    ratio = ratio_of_rounds(seconds)
     return {
-        "parameters": "100 M decoder", "tokens": ROWS * SEQ_LEN,
+        "parameters": "100 M decoder", "tokens": ROWS * SEQ_LEN, "rounds": rounds,
         "tokens_per_s": {name: ROWS * SEQ_LEN / value for name, value in found.items()}, "ratio": ratio,
-        "ratio_fastest": min(seconds["theirs"]) / min(seconds["ours"]), "ratio_process_time": busy["theirs"] / busy["ours"],
+        "ratio_fastest": min(seconds["theirs"]) / min(seconds["ours"]), "ratio_process_time": ratio_of_rounds(cpu),
         "limit": ">= 1.0", "ok": ratio >= 1.0,
     }  # fmt: skip
+
+
+def ratio_of_rounds(seconds: Mapping[str, Sequence[float]]) -> float:
+    """How many times as fast as theirs ours is: both steps of a round saw the same neighbours."""
+    return statistics.median(theirs / ours for ours, theirs in zip(seconds["ours"], seconds["theirs"], strict=True))
 
 
 # --- data
@@ -159,6 +164,15 @@ def measure_data(steps: int, corpus: str) -> dict[str, Any]:
         "ranks": RANKS, "steps": steps, "images": total, "images_per_s_asked": IMAGES_PER_S, "images_per_s": total / seconds["real"],
         "seconds": seconds, "ratio": ratio, "limit": "<= 1.05", "ok": ratio <= 1.05,
     }  # fmt: skip
+
+
+def measure_made_data(steps: int) -> dict[str, Any]:
+    """On a corpus made for it."""
+    from stagecoach_workloads.data.made.corpus import make_corpus
+
+    with tempfile.TemporaryDirectory() as folder:
+        make_corpus(f"file://{folder}", profile="bench", only=["captions"], workers=2)
+        return measure_data(steps, f"file://{folder}")
 
 
 def data_stage(corpus: str) -> StagePlan:
@@ -216,19 +230,17 @@ def real_steps(rank: int, steps: int, corpus: str) -> Iterator[Any]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="fewer rounds and steps")
+    parser.add_argument("--only", default="speed,data", help="which parts; the default is both")
     parser.add_argument("--json", metavar="FILE")
     asked = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        from stagecoach_workloads.data.made.corpus import make_corpus
-
-        make_corpus(f"file://{folder}", profile="bench", only=["captions"], workers=2)
-        data = measure_data(8 if asked.quick else 25, f"file://{folder}")
-    report = {"machine": f"{os.cpu_count()} {platform.machine()} cores, torch {torch.__version__}", "data": data}
-    report["speed"] = measure_speed(4 if asked.quick else 12)
-    text = json.dumps(report, indent=1)
-    print(text)
+    report: dict[str, Any] = {"machine": f"{os.cpu_count()} {platform.machine()} cores, torch {torch.__version__}"}
+    parts = {"speed": lambda: measure_speed(4 if asked.quick else 12), "data": lambda: measure_made_data(8 if asked.quick else 25)}
+    for name in asked.only.split(","):
+        report[name] = parts[name]()
+        print(json.dumps({name: report[name]}, indent=1), flush=True)
+    report["load"] = round(os.getloadavg()[0], 1)
     if asked.json:
-        Path(asked.json).write_text(text + "\n")
+        Path(asked.json).write_text(json.dumps(report, indent=1) + "\n")
     return 0
 
 

@@ -1,6 +1,7 @@
-"""The platform engineer's page, carried out: install, test, a pipeline by its Prefect deployment, report, uninstall, nothing left.
+"""The platform engineer's page, carried out: install, test, a pipeline by its Prefect deployment, report, an upgrade in mid-training,
+uninstall, nothing left.
 
-    python benchmarks/cluster_install.py --json FILE      about five minutes
+    python benchmarks/cluster_install.py --json FILE      about ten minutes
 
 Needs the cluster of KUBECONFIG with a node that has both images under the names of helm/stagecoach/images.txt, an S3 server that pods
 reach at the address of helm/examples/kind.yaml, and helm and kubectl on the PATH. The commands are those between the marks in
@@ -18,12 +19,28 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from stagecoach.contract.ledger import JobFolder
+
 ROOT = Path(__file__).parents[1]
 BUCKET, HOME, JOBS = "stagecoach", "stagecoach", "training"
 RUN = "first"  # on the page
+UPGRADE_STEPS, RESUME_S = 200, 600.0  # a flow that is cut off is found after 90 s, or by the schedule every five minutes
 PIPELINE_S, TEST_S = 420.0, 300.0
 ENVIRONMENT = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}  # its stagecoach is ours
-PROBE = "import socket, sys; s = socket.socket(); s.settimeout(3); sys.exit(0 if s.connect_ex(({host!r}, {port})) == 0 else 1)"
+PROBE = """
+import socket, sys, time
+def reaches():
+    with socket.socket() as one:
+        one.settimeout(3)
+        return one.connect_ex(({host!r}, {port})) == 0
+said = []
+for _ in range(15):  # a policy takes hold soon after the pod's start, not before it
+    said.append(reaches())
+    if len(said) > 2 and said[-3:] == [{may}] * 3:
+        break
+    time.sleep(1)
+sys.exit(0 if said[-1] else 1)
+"""
 
 
 class Failed(Exception):
@@ -92,7 +109,7 @@ def install(steps: Steps) -> None:
 def helm_test(steps: Steps) -> None:
     """API, access, bucket, and two ranks through the queue."""
     with steps.step("helm test"):
-        run("helm", "test", "stagecoach", "-n", HOME, "--logs", "--timeout", f"{TEST_S:.0f}s", timeout_s=TEST_S + 30)
+        run("helm", "test", "stagecoach", "-n", HOME, "--timeout", f"{TEST_S:.0f}s", timeout_s=TEST_S + 30)
 
 
 def doctor(steps: Steps) -> None:
@@ -112,13 +129,49 @@ def train(steps: Steps) -> None:
         (ROOT / "first.report.html").unlink()
 
 
+def upgrade(steps: Steps) -> None:
+    """`helm upgrade` with other site settings in mid-training: the worker's pod is another, the job is not touched, and the flow that went
+    with the old pod is resumed and brings the stage to its end."""
+    few = ["pretrain.evaluation.suites=[]", "pretrain.resources.cpus_per_rank=0.5", "pretrain.resources.memory_gb_per_rank=2"]
+    asked = {
+        "recipe": "mm1_tiny", "run_id": "upgraded", "data": f"s3://{BUCKET}/corpus", "stages": ["pretrain"],
+        "nodes": 2, "ranks_per_node": 1, "settings": [f"pretrain.steps={UPGRADE_STEPS}", *few],
+    }  # fmt: skip
+    job = JobFolder.open(f"s3://{BUCKET}/root/runs/upgraded/stages/00-pretrain")
+
+    def step() -> int:
+        seen = job.progress(1)
+        return seen.step if seen is not None else 0
+
+    def jobsets() -> str:
+        return found("jobsets", JOBS, "stagecoach.dev/run=upgraded", "uid")
+
+    def worker() -> str:
+        return found("pods", HOME, "app.kubernetes.io/component=worker", "name")
+
+    with steps.step("a run is under way"):
+        in_worker("prefect", "deployment", "run", "mm1_pipeline/stagecoach", "--params", json.dumps({"parameters": asked}))
+        wait_for("it trains", lambda: step() >= 3, PIPELINE_S)
+    before, old, at = jobsets(), worker(), step()
+    with steps.step("upgrade in mid-training"):
+        values = ("-f", "helm/examples/kind.yaml", "--set", "site.graceSeconds=45")
+        run("helm", "upgrade", "stagecoach", "helm/stagecoach", "-n", HOME, *values, "--wait", "--timeout", "5m", timeout_s=330)
+        wait_for("the worker's pod is another", lambda: bool(worker()) and old not in worker(), 120)
+    with steps.step("the flow is resumed, the stage is finished"):
+        wait_for("the stage is finished", lambda: job.stage() is not None, RESUME_S)
+    if jobsets() != before or job.attempt_numbers() != [1] or len(job.submissions()) != 1:
+        raise Failed(f"the run was touched: JobSets {before} -> {jobsets()}, attempts {job.attempt_numbers()}")
+    steps.found["upgrade"] = f"at step {at} of {UPGRADE_STEPS}: the same JobSet, 1 attempt, 1 submission"
+
+
+def found(kind: str, namespace: str, labels: str, field: str) -> str:
+    """One field of all objects with such labels."""
+    return run("kubectl", "get", kind, "-n", namespace, "-l", labels, "-o", f"jsonpath={{.items[*].metadata.{field}}}")
+
+
 def stage_is_done() -> bool:
     """By its hand-over in the bucket."""
-    import s3fs
-
-    files = s3fs.S3FileSystem(endpoint_url=os.environ["AWS_ENDPOINT_URL_S3"])
-    files.invalidate_cache()
-    return bool(files.exists(f"{BUCKET}/root/runs/{RUN}/stages/00-pretrain/stage.json"))
+    return JobFolder.open(f"s3://{BUCKET}/root/runs/{RUN}/stages/00-pretrain").stage() is not None
 
 
 def check_policies(steps: Steps) -> None:
@@ -134,16 +187,16 @@ def check_policies(steps: Steps) -> None:
             ("prefect", server, 4200, False),
             ("metadata", "169.254.169.254", 80, False),
         ):
-            if reaches(f"probe-{name}", image, host, port) != may:
+            if reaches(f"probe-{name}", image, PROBE.format(host=host, port=port, may=may)) != may:
                 raise Failed(f"a trainer's pod {'cannot' if may else 'can'} reach {name} ({host}:{port})")
     steps.found["policies"] = "a trainer reaches the bucket, and neither API server, Prefect nor metadata"
 
 
-def reaches(name: str, image: str, host: str, port: int) -> bool:
+def reaches(name: str, image: str, probe: str) -> bool:
     """Whether a pod that looks like a trainer's opens a connection."""
     security = {"allowPrivilegeEscalation": False, "runAsNonRoot": True, "runAsUser": 1000, "capabilities": {"drop": ["ALL"]}}
     container = {
-        "name": "probe", "image": image, "imagePullPolicy": "IfNotPresent", "command": ["python", "-c", PROBE.format(host=host, port=port)],
+        "name": "probe", "image": image, "imagePullPolicy": "IfNotPresent", "command": ["python", "-c", probe],
         "securityContext": {**security, "seccompProfile": {"type": "RuntimeDefault"}},
     }  # fmt: skip
     pod = {
@@ -159,7 +212,7 @@ def reaches(name: str, image: str, host: str, port: int) -> bool:
         phase = run("kubectl", "get", "pod", name, "-n", JOBS, "-o", "jsonpath={.status.phase}")
         return phase in ("Succeeded", "Failed")
 
-    wait_for(f"pod {name} has ended", ended, 60)
+    wait_for(f"pod {name} has ended", ended, 120)
     run("kubectl", "delete", "pod", name, "-n", JOBS, "--wait=false")
     return phase == "Succeeded"
 
@@ -183,10 +236,10 @@ def main() -> int:
     """All steps; the report where one fails, too."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--without", choices=["test", "doctor", "policies", "train", "uninstall"], action="append", default=[])
+    parser.add_argument("--without", choices=["test", "doctor", "policies", "train", "upgrade", "uninstall"], action="append", default=[])
     asked = parser.parse_args()
     steps, trouble = Steps(), []
-    wanted = {"test": helm_test, "doctor": doctor, "policies": check_policies, "train": train, "uninstall": uninstall}
+    wanted = {"test": helm_test, "doctor": doctor, "policies": check_policies, "train": train, "upgrade": upgrade, "uninstall": uninstall}
     try:
         prepare(steps)
         install(steps)

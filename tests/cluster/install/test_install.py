@@ -1,4 +1,4 @@
-"""The page on real nodes: install, `helm test`, a pipeline by its Prefect deployment, report, uninstall, nothing left."""
+"""The page on real nodes: install, `helm test`, a pipeline by its Prefect deployment, report, upgrade, uninstall, nothing left."""
 
 import json
 import subprocess
@@ -10,14 +10,15 @@ import pytest
 ROOT = Path(__file__).parents[3]
 
 
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(2000)
 def test_the_page_is_true(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "benchmarks/cluster_install.py", "--json", str(tmp_path / "told.json")],
-        cwd=ROOT, capture_output=True, text=True, check=False, timeout=1100,
+        cwd=ROOT, capture_output=True, text=True, check=False, timeout=1900,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-3000:]
     told = json.loads((tmp_path / "told.json").read_text())
-    assert set(told["seconds"]) >= {"install", "helm test", "network policies", "corpus, pipeline by its deployment", "uninstall"}
+    wanted = {"install", "helm test", "network policies", "upgrade in mid-training", "uninstall"}
+    assert set(told["seconds"]) >= wanted
     assert not [fact for fact in told["doctor"] if fact.startswith("bad")]
     assert told["explain"]

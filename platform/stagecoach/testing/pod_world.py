@@ -214,6 +214,19 @@ class StageRun:
 
         return self.world.until(has_done, f"attempt {attempt} of {self.run_id} to do step {step}")
 
+    def wait_commit(self) -> int:
+        """The step that its first attempt says is committed, once there is one."""
+
+        def is_committed() -> bool:
+            assert self.process.poll() is None, self.process.communicate()[1][-3000:]
+            seen = self.job.progress(1)
+            return seen is not None and seen.committed_step > 0
+
+        self.world.until(is_committed, f"{self.run_id} to commit a step")
+        seen = self.job.progress(1)
+        assert seen is not None
+        return seen.committed_step
+
     def manifest(self) -> Obj:
         """Of the finished stage."""
         out, err = self.process.communicate(timeout=POD_S)
@@ -231,9 +244,15 @@ class StageRun:
         return self.world.say("explain", self.run_id)
 
     def close(self) -> None:
+        """Ends the command; prints what the ledger says, which pytest shows where a test fails."""
         if self.process.poll() is None:
             self.process.kill()
             self.process.communicate()
+        for number in self.job.attempt_numbers():
+            start, end = self.job.attempt_start(number), self.job.attempt_end(number)
+            machines = [node.machine for node in self.job.nodes(number)]
+            told = f"{end.kind} ({end.exit_code}) at step {end.step}, by {end.written_by}: {end.message}" if end else "no end"
+            print(f"{self.run_id}, attempt {number} ({start.why if start else '?'}) on {machines}: {told}")
 
 
 def uid_of(pod: Obj) -> str:

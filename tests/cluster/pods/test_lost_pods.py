@@ -20,11 +20,11 @@ def whole_cluster(faults: None, pods: PodWorld) -> Iterator[None]:
         pods.until(lambda node=node: pods.node_is_ready(node), f"{node} to be Ready")  # type: ignore[misc]
 
 
-def finish_on(run: StageRun, pods: PodWorld, untouched: dict[str, Any], *, machines: set[str], attempt: int = 2) -> None:
-    """It ends with the right weights, and that attempt ran on these machines."""
+def finish_on(run: StageRun, pods: PodWorld, untouched: dict[str, Any], *, machines: set[str]) -> None:
+    """It ends with the right weights, and its last attempt ran on these machines."""
     manifest = run.manifest()
     assert manifest["weights_digest"] == untouched["weights_digest"]
-    assert {node.machine for node in run.job.nodes(attempt)} == machines
+    assert {node.machine for node in run.job.nodes(run.job.attempt_numbers()[-1])} == machines
     assert len(pods.launcher().list(run_id=run.run_id)) == 1
 
 
@@ -32,8 +32,8 @@ def finish_on(run: StageRun, pods: PodWorld, untouched: dict[str, Any], *, machi
 def test_a_pod_whose_processes_are_killed_takes_its_gang_along_and_the_next_attempt_resumes(
     pods: PodWorld, start_stage: StartStage, untouched: dict[str, Any]
 ) -> None:
-    run = start_stage("killed")
-    run.wait_step(1, 12)  # one commit is there
+    run = start_stage("killed", every_steps=5)
+    committed = run.wait_commit()
     victims = sorted(pods.running(run.handle().name), key=index_of)
     host.kill(pods.processes(victims[1])[:1])
     finish_on(run, pods, untouched, machines={"node-0", "node-1"})
@@ -41,7 +41,7 @@ def test_a_pod_whose_processes_are_killed_takes_its_gang_along_and_the_next_atte
     assert first is not None
     assert second is not None
     print("killed:", first.kind, first.exit_code, first.message, "steps lost", first.steps_lost)
-    assert second.resumed_from_step == first.committed_step >= 10
+    assert second.resumed_from_step == first.committed_step >= committed
     assert pods.jobset(run.handle_after_end())["status"]["restarts"] == 1
 
 
@@ -73,8 +73,8 @@ def test_a_drained_node_is_left_and_the_stage_resumes_on_the_other(
 def test_a_node_that_dies_and_stays_away_is_given_up_and_the_stage_runs_elsewhere(
     pods: PodWorld, start_stage: StartStage, untouched: dict[str, Any], whole_cluster: None
 ) -> None:
-    run = start_stage("crashed")
-    run.wait_step(1, 12)
+    run = start_stage("crashed", every_steps=5)
+    committed = run.wait_commit()
     leader = min(pods.running(run.handle().name), key=index_of)
     lost = node_of(leader)
     stays = ({"node-0", "node-1"} - {lost}).pop()
@@ -87,15 +87,15 @@ def test_a_node_that_dies_and_stays_away_is_given_up_and_the_stage_runs_elsewher
     assert first is not None
     assert second is not None
     print("crashed:", first.kind, first.message, "steps lost", first.steps_lost)
-    assert second.resumed_from_step == first.committed_step >= 10
+    assert second.resumed_from_step == first.committed_step >= committed
 
 
 @pytest.mark.timeout(600)
 def test_an_attempt_that_was_only_frozen_wakes_up_beside_its_successor_and_changes_nothing(
     pods: PodWorld, start_stage: StartStage, untouched: dict[str, Any], whole_cluster: None
 ) -> None:
-    run = start_stage("frozen")
-    run.wait_step(1, 12)
+    run = start_stage("frozen", every_steps=5)
+    committed = run.wait_commit()
     leader = min(pods.running(run.handle().name), key=index_of)
     lost = node_of(leader)
     stays = ({"node-0", "node-1"} - {lost}).pop()
@@ -111,8 +111,8 @@ def test_an_attempt_that_was_only_frozen_wakes_up_beside_its_successor_and_chang
     finally:
         host.thaw(processes)
         host.cluster("resume", f"kubelet-{lost[-1]}")
-    assert run.job.attempt_numbers() == [1, 2]
     first = run.job.attempt_end(1)
     assert first is not None
     print("frozen:", first.kind, first.written_by, first.message)
     assert first.written_by in ("successor", "controller")
+    assert first.committed_step >= committed

@@ -159,7 +159,7 @@ def measure_data(steps: int, corpus: str) -> dict[str, Any]:
     images = images_of(corpus, steps)
     seconds = {kind: run_ranks(kind, steps, corpus, images) for kind in ("mock", "real")}
     ratio = seconds["real"] / seconds["mock"]
-    total = sum(map(sum, images))
+    total = sum(map(sum, images[1:]))  # opening is not a step
     return {
         "ranks": RANKS, "steps": steps, "images": total, "images_per_s_asked": IMAGES_PER_S, "images_per_s": total / seconds["real"],
         "seconds": seconds, "ratio": ratio, "limit": "<= 1.05", "ok": ratio <= 1.05,

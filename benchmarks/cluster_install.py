@@ -3,10 +3,10 @@ uninstall, nothing left.
 
     python benchmarks/cluster_install.py --json FILE      about ten minutes
 
-Needs the cluster of KUBECONFIG with a node that has both images under the names of helm/stagecoach/images.txt, an S3 server that pods
-reach at the address of helm/examples/kind.yaml, and helm and kubectl on the PATH. The commands are those between the marks in
-helm/README.md. Prints seconds per step; ends with 1 when a step fails, when a policy lets through what it must not, or when anything
-is left behind.
+Needs the cluster of KUBECONFIG with nodes that have both images under the names of helm/stagecoach/images.txt and three cores in all (two
+ranks ask for one each), an S3 server that pods reach at the address of helm/examples/kind.yaml, and helm and kubectl on the PATH. The
+commands are those behind the marks in helm/README.md. Prints seconds per step; ends with 1 when a step fails, when a policy lets through
+what it must not, or when anything is left behind.
 """
 
 import argparse

@@ -41,6 +41,9 @@ distributed: $(STAMP)  ## tests that start real processes; GPU and browser tests
 test-cluster: $(STAMP)  ## tests that need a real Kubernetes and S3: found by KUBECONFIG and AWS_ENDPOINT_URL_S3
 	tests/cluster/run $(BIN)/python -m pytest tests/cluster -n 4 --dist loadfile --durations 5
 
+test-pods: $(STAMP)  ## stages in pods on two real nodes of ../shared/cluster, with faults; builds the training image (minutes)
+	STAGECOACH_TEST_BUILD=yes tests/cluster/run $(BIN)/python -m pytest tests/cluster/pods --durations 5
+
 verify: $(STAMP)  ## regenerates what is generated and fails on a difference
 	$(BIN)/python -m stagecoach.recipes.readme README.md
 	$(BIN)/python helm/generate.py
@@ -66,4 +69,4 @@ lock: $(STAMP)  ## rewrites the lower part of constraints.txt with what is insta
 clean:  ## removes the environment and caches
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist
 
-.PHONY: help install demo test check unit distributed test-cluster verify chaos bench learn lock clean
+.PHONY: help install demo test check unit distributed test-cluster test-pods verify chaos bench learn lock clean

@@ -11,13 +11,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from stagecoach.contract.job import JobRecord
+from stagecoach.contract.job import JobRecord, Progress
 from stagecoach.contract.launch import LaunchSpec, RunHandle, SecretRef
 from stagecoach.contract.ledger import JobFolder
 from stagecoach.contract.plan import Resources
 from stagecoach.launch.kube import paths
 from stagecoach.launch.submit import submit_job
 from stagecoach.site import Images, Pods, Site
+from stagecoach.storage.errors import ObjectCorrupt
 from stagecoach.testing.builders import TIME, launch_spec
 from stagecoach.testing.cluster_world import HIGH, LOW, QUEUE, ClusterWorld
 from stagecoach.testing.host import freeze, pids_of_container, thaw
@@ -208,24 +209,30 @@ class StageRun:
         """Seconds until that attempt says that it has done `step`."""
 
         def has_done() -> bool:
-            assert self.process.poll() is None, self.process.communicate()[1][-3000:]
-            seen = self.job.progress(attempt)
+            seen = self._progress(attempt)
             return seen is not None and seen.step >= step
 
         return self.world.until(has_done, f"attempt {attempt} of {self.run_id} to do step {step}")
 
     def wait_commit(self) -> int:
         """The step that its first attempt says is committed, once there is one."""
+        committed = [0]
 
         def is_committed() -> bool:
-            assert self.process.poll() is None, self.process.communicate()[1][-3000:]
-            seen = self.job.progress(1)
-            return seen is not None and seen.committed_step > 0
+            seen = self._progress(1)
+            committed.append(seen.committed_step if seen is not None else 0)
+            return committed[-1] > 0
 
         self.world.until(is_committed, f"{self.run_id} to commit a step")
-        seen = self.job.progress(1)
-        assert seen is not None
-        return seen.committed_step
+        return committed[-1]
+
+    def _progress(self, attempt: int) -> Progress | None:
+        """What it says now, as long as its command waits for it."""
+        assert self.process.poll() is None, self.process.communicate()[1][-3000:]
+        try:
+            return self.job.progress(attempt)
+        except ObjectCorrupt:  # versitygw gives one version's body with the next one's metadata while it is replaced; S3 does not
+            return None
 
     def manifest(self) -> Obj:
         """Of the finished stage."""

@@ -102,7 +102,6 @@ def test_without_room_it_waits_and_says_for_what(pods: PodWorld, start_stage: St
     assert (said["cause"], said["next"]) == ("queued", "wait")
     assert pods.pods(handle) == []
     pods.launcher().cancel(handle)
-    code, told = run.failure()
-    assert code == 143
-    assert "cancelled" in told
+    _, told = run.failure()
+    assert "was cancelled" in told
     assert run.job.attempt_numbers() == []

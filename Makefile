@@ -23,7 +23,7 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)  ## the main job, embedded: five stages of a miniature MM1.5, a rank killed on the way, scores, report.html
 	$(BIN)/python demo/run.py
 
-test: check unit distributed  ## everything that needs no cluster, no GPU: at most 30 minutes on two cores
+test: check unit distributed smoke  ## everything that needs no GPU, and five tests of a cluster: at most 30 minutes on two cores
 
 check: $(STAMP)  ## ruff, mypy strict, the arrows between the rooms, shellcheck
 	$(BIN)/ruff check .
@@ -37,6 +37,9 @@ unit: $(STAMP)  ## tests that need one process
 
 distributed: $(STAMP)  ## tests that start real processes; GPU and browser tests say what they lack
 	$(BIN)/python -m pytest tests --ignore tests/unit --ignore tests/render --ignore tests/cluster -n 2 --dist loadfile --durations 15
+
+smoke: $(STAMP)  ## five tests on a real Kubernetes; where none can be had they say what is missing
+	STAGECOACH_TEST_UP='--fake-nodes 4' tests/cluster/run $(BIN)/python -m pytest $$(cat tests/cluster/smoke.txt) -n 4 --dist load
 
 test-cluster: $(STAMP)  ## tests that need a real Kubernetes and S3: found by KUBECONFIG and AWS_ENDPOINT_URL_S3
 	tests/cluster/run $(BIN)/python -m pytest tests/cluster -n 4 --dist loadfile --durations 5
@@ -69,4 +72,4 @@ lock: $(STAMP)  ## rewrites the lower part of constraints.txt with what is insta
 clean:  ## removes the environment and caches
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist
 
-.PHONY: help install demo test check unit distributed test-cluster test-pods verify chaos bench learn lock clean
+.PHONY: help install demo test check unit distributed smoke test-cluster test-pods verify chaos bench learn lock clean

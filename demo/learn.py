@@ -119,7 +119,7 @@ def judge(runs: Runs) -> tuple[Verdicts, list[str]]:
     stages = jobs(runs, RUN_ID)
     found = {stage: scores_of(job) for stage, job in stages.items()}
     verdicts = Verdicts()
-    judge_categories(found, verdicts)
+    judge_categories([score for job in stages.values() for shots in (0, 4, SHOTS) for score in scores_of(job, shots=shots)], verdicts)
     judge_video(stages, verdicts)
     judge_shuffled(stages, verdicts)
     judge_shots(stages["pretrain"], jobs(runs, CAPTIONS_ONLY)["pretrain"], verdicts)
@@ -132,17 +132,17 @@ def jobs(runs: Runs, run_id: str) -> dict[str, JobFolder]:
     return {stage: runs.stage(record, stage) for stage in record.stages}
 
 
-def judge_categories(found: dict[str, Sequence[Score]], verdicts: Verdicts) -> None:
-    """Each above chance and, where looking can help, above the image-blind optimum."""
-    counted = [(stage, score) for stage, scores in found.items() for score in scores if score.p_above_chance is not None]
-    seeing = [(stage, score) for stage, score in counted if score.blind is not None and score.blind < 1]
+def judge_categories(scores: Sequence[Score], verdicts: Verdicts) -> None:
+    """Each, after its best stage and at its best number of shots: above chance, and above the image-blind optimum where looking can help."""
+    counted = [score for score in scores if score.p_above_chance is not None]
+    seeing = [score for score in counted if score.blind is not None and score.blind < 1]
     best: dict[str, bool] = {}
-    for _, score in counted:
+    for score in counted:
         best[score.category] = best.get(score.category, False) or is_above_chance(score)
     low = [name for name, reached in best.items() if not reached]
     verdicts.tell("every category above chance", reached=not low, figures=f"{len(best) - len(low)} of {len(best)}; not: {names(low)}")
     blind: dict[str, bool] = {}
-    for _, score in seeing:
+    for score in seeing:
         blind[score.category] = blind.get(score.category, False) or (score.p_above_blind is not None and score.p_above_blind < SURE)
     low = [name for name, reached in blind.items() if not reached]
     what = "every category with images above the image-blind optimum"
@@ -182,7 +182,7 @@ def right(job: JobFolder, suite: str, *, category: str | None = None, shots: int
     folder = next((uri for uri in known if suite in uri.rpartition("/")[2].split("+")), f"{job.uri}/evaluation/{suite}")
     store = JobFolder.open(folder).store
     found: dict[str, bool] = {}
-    for info in store.list("answers/"):
+    for info in store.list("answers"):
         for line in store.read(info.key).decode().splitlines():
             answer = json.loads(line)
             if answer["shots"] == shots and answer["score"] is not None and category in (None, answer["category"]):

@@ -133,7 +133,7 @@ def jobs(runs: Runs, run_id: str) -> dict[str, JobFolder]:
 
 
 def judge_categories(scores: Sequence[Score], verdicts: Verdicts) -> None:
-    """Each, after its best stage and at its best number of shots: above chance, and above the image-blind optimum where looking can help."""
+    """Each, after its best stage and at its best shots: above chance, and above the image-blind optimum where looking can help."""
     counted = [score for score in scores if score.p_above_chance is not None]
     seeing = [score for score in counted if score.blind is not None and score.blind < 1]
     best: dict[str, bool] = {}

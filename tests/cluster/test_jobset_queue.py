@@ -1,6 +1,7 @@
 """Queued, admitted, preempted, paused, cancelled: real Kueue decides, `describe` says it in the contract's words."""
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -71,6 +72,17 @@ def test_a_queued_job_can_be_cancelled_and_never_starts(small: ClusterWorld) -> 
     state = small.wait_phase(waiting, Phase.CANCELLED)
     assert state.exit_code == 143
     assert small.pods(waiting) == []
+
+
+def test_a_job_stopped_while_kueue_starts_it_is_told_as_stopped_once_nothing_of_it_runs_or_will(world: ClusterWorld) -> None:
+    def stop_at_once(number: int) -> int:
+        launcher = world.launcher()
+        handle = launcher.submit(world.spec(f"run{number}", name=f"run{number}-pretrain-0-s1"))
+        launcher.cancel(handle)
+        return world.num_processes(handle)
+
+    with ThreadPoolExecutor(5) as pool:
+        assert list(pool.map(stop_at_once, range(20))) == [0] * 20
 
 
 def test_a_crash_is_restarted_and_counted_until_the_retries_are_used_up(small: ClusterWorld) -> None:

@@ -21,6 +21,11 @@ def jobset(*conditions: dict[str, Any], restarts: int = 0, **spec: Any) -> dict[
     }
 
 
+def with_job(jobset: dict[str, Any], *, suspended: int) -> dict[str, Any]:
+    jobset["status"]["replicatedJobsStatus"] = [{"name": "node", "suspended": suspended}]
+    return jobset
+
+
 def workload(*conditions: dict[str, Any], active: bool = True, **notes: str) -> dict[str, Any]:
     annotations = {f"stagecoach.dev/{name.replace('_', '-')}": value for name, value in notes.items()}
     return {"metadata": {"name": "w", "annotations": annotations}, "spec": {"active": active}, "status": {"conditions": list(conditions)}}
@@ -30,7 +35,7 @@ def condition(kind: str, status: bool = True, reason: str = "", message: str = "
     return {"type": kind, "status": str(status), "reason": reason, "message": message, "lastTransitionTime": "2026-11-21T11:00:00Z"}
 
 
-RESERVED, ADMITTED = condition("QuotaReserved"), condition("Admitted")
+RESERVED, ADMITTED, DEACTIVATED = condition("QuotaReserved"), condition("Admitted"), condition("Evicted", reason="Deactivated")
 PREEMPTED = condition("Evicted", reason="Preempted", message="Preempted to accommodate a workload (UID: 1) due to prioritization")
 NO_QUOTA = condition("QuotaReserved", False, "Pending", "couldn't assign flavors: insufficient unused quota for cpu")
 running = PodView(name="toy-0", phase="Running", node="n0", started="2026-11-21T11:01:00Z")
@@ -74,18 +79,55 @@ def admitted(*pods: PodView, restarts: int = 0) -> Seen:
             "evicted (PodsReadyTimeout): too slow; couldn't",
         ),
         (
-            Seen(jobset=jobset(suspend=True), workload=workload(active=False, stopped="paused", stopped_because="lunch")),
+            Seen(jobset=jobset(suspend=True), workload=workload(DEACTIVATED, active=False, stopped="paused", stopped_because="lunch")),
             Phase.PAUSED,
             "lunch",
         ),
-        (Seen(jobset=jobset(suspend=True), workload=workload(active=False, stopped="cancelled")), Phase.CANCELLED, "cancelled"),
         (
-            Seen(jobset=jobset(suspend=True), workload=workload(active=False, stopped="cancelled"), pods=(running,)),
+            Seen(jobset=jobset(suspend=True), workload=workload(DEACTIVATED, active=False, stopped="cancelled")),
+            Phase.CANCELLED,
+            "cancelled",
+        ),
+        (
+            Seen(jobset=jobset(suspend=True), workload=workload(DEACTIVATED, active=False, stopped="cancelled"), pods=(running,)),
             Phase.STOPPING,
             "1 pod is still",
         ),
-        (Seen(jobset=jobset(suspend=False), workload=workload(active=False, stopped="cancelled")), Phase.STOPPING, "not suspended it yet"),
-        (Seen(jobset=jobset(suspend=True), workload=workload(active=False)), Phase.PAUSED, "somebody set spec.active to false"),
+        (
+            Seen(jobset=jobset(suspend=False), workload=workload(DEACTIVATED, active=False, stopped="cancelled")),
+            Phase.STOPPING,
+            "not suspended it yet",
+        ),
+        (
+            Seen(
+                jobset=jobset(suspend=True),
+                workload=workload(DEACTIVATED, active=False, stopped="cancelled"),
+                pods=(replace(running, phase="Pending", node=None),),
+            ),
+            Phase.STOPPING,
+            "1 pod is still",
+        ),
+        (Seen(jobset=jobset(suspend=True), workload=workload(active=False, stopped="paused")), Phase.STOPPING, "not seen the order yet"),
+        (
+            Seen(jobset=jobset(suspend=True), workload=workload(RESERVED, DEACTIVATED, active=False, stopped="cancelled")),
+            Phase.STOPPING,
+            "not taken its place back yet",
+        ),
+        (
+            Seen(jobset=with_job(jobset(suspend=True), suspended=0), workload=workload(DEACTIVATED, active=False, stopped="paused")),
+            Phase.STOPPING,
+            "Job has not been suspended yet",
+        ),
+        (
+            Seen(jobset=with_job(jobset(suspend=True), suspended=1), workload=workload(DEACTIVATED, active=False, stopped="paused")),
+            Phase.PAUSED,
+            "paused",
+        ),
+        (
+            Seen(jobset=jobset(suspend=True), workload=workload(DEACTIVATED, active=False)),
+            Phase.PAUSED,
+            "somebody set spec.active to false",
+        ),
         (Seen(jobset=jobset(), workload=workload(ADMITTED, stopped="paused"), pods=(running,)), Phase.RUNNING, ""),
         (Seen(jobset=jobset(suspend=True), is_queued=False), Phase.PAUSED, "suspended"),
         (Seen(jobset=jobset(suspend=False), is_queued=False, pods=(running,)), Phase.RUNNING, ""),
@@ -101,7 +143,7 @@ def test_what_is_seen_is_told_with_its_reason(seen: Seen, phase: Phase, told: st
 
 def test_a_job_that_was_given_up_has_failed_with_40() -> None:
     phase, reason, code = state(
-        Seen(jobset=jobset(suspend=True), workload=workload(active=False, stopped="given-up", stopped_because="no image"))
+        Seen(jobset=jobset(suspend=True), workload=workload(DEACTIVATED, active=False, stopped="given-up", stopped_because="no image"))
     )
     assert (phase, reason, code) == (Phase.FAILED, "no image", 40)
 

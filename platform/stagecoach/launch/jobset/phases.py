@@ -154,10 +154,20 @@ def _stopped_by_us(seen: Seen) -> Found | None:
 
 
 def _still_ending(seen: Seen) -> str:
-    """What of a job whose place was taken away is still there; "" once nothing is, and nothing more can start."""
-    if alive := [pod for pod in seen.pods if pod.is_alive]:
-        return f"{_pods(alive)} still ending"
-    return "" if (seen.jobset.get("spec") or {}).get("suspend", False) else "Kueue has not suspended it yet"
+    """What of a job whose place was taken away is still there; "" once nothing is, and nothing more can start.
+
+    A suspended JobSet alone says little: Kueue may be just about to let it go, until it has seen the order and given the place back.
+    """
+    if there := [pod for pod in seen.pods if not pod.has_ended]:
+        return f"{_pods(there)} still ending"
+    if seen.workload and not condition(seen.workload, "Evicted").is_true:
+        return "Kueue has not seen the order yet"
+    if condition(seen.workload, "QuotaReserved").is_true:
+        return "Kueue has not taken its place back yet"
+    if not (seen.jobset.get("spec") or {}).get("suspend", False):
+        return "Kueue has not suspended it yet"
+    made = (seen.jobset.get("status") or {}).get("replicatedJobsStatus") or ()
+    return "its Job has not been suspended yet" if any(not job.get("suspended") for job in made) else ""
 
 
 def _deactivated(seen: Seen) -> Found | None:

@@ -34,8 +34,11 @@ class JobsetApi(JobStore):
         jobset = self.get(name)
         if jobset is None or uid not in (None, jobset["metadata"]["uid"]):
             return None
+        workload = self.workload(jobset)
+        if stop_of(workload, jobset):  # Kueue suspends the JobSet before it gives the place back: read in the other order, both look done
+            jobset = self.get(name) or jobset
         pods = self.kube.list(self.pods, labels=f"{JOBSET_NAME}={name}", what=f"list pods of {name}")
-        return assemble(jobset, self.workload(jobset), pods["items"], lambda: self.jobs_of(name))
+        return assemble(jobset, workload, pods["items"], lambda: self.jobs_of(name))
 
     def workload(self, jobset: Obj) -> Obj | None:
         """Kueue's Workload of it."""

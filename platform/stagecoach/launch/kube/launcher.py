@@ -118,10 +118,10 @@ class ClusterLauncher(ABC):
         spec = spec_in(self.object_of(seen))
         folder = JobFolder.open(spec["job_uri"])
         state, cancelled = self.state_of(seen, self._ledger(handle, folder, spec["submission"]))
-        if state.phase.is_terminal:  # a last look, so that nothing old is told of an end
+        if state.phase.is_terminal:  # a last look at the server and the bucket, so that nothing old is told of an end
             self.forget(handle)
             self._ledgers.pop(handle.uid, None)
-            state, cancelled = self.state_of(seen, self._ledger(handle, folder, spec["submission"]))
+            state, cancelled = self.state_of(self.look(handle) or seen, self._ledger(handle, folder, spec["submission"]))
         read = self._ledger(handle, folder, spec["submission"])
         trouble = read.trouble
         if state.phase.is_terminal and state.exit_code != ExitCode.DONE and not trouble:

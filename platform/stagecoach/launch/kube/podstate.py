@@ -41,6 +41,11 @@ class PodView:
         return self.phase in ("Pending", "Running") and (self.node is not None or self.phase == "Running")
 
     @property
+    def has_ended(self) -> bool:
+        """No container of it runs, or will."""
+        return self.phase not in ("Pending", "Running")
+
+    @property
     def is_running(self) -> bool:
         return self.phase == "Running" and not self.is_leaving
 

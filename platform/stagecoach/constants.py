@@ -51,4 +51,6 @@ class Phase(StrEnum):
 
 
 MAX_ATTEMPTS_WITHOUT_PROGRESS = 3  # counted attempts in a row that committed nothing new; the next one would end with 44
+CANNOT_START = "cannot start"  # in the reason of a pod whose image or secret is not there
+GIVE_UP_S = 120.0  # what is not there so long is not coming; a registry that hiccups is
 PEER_HOLD_S = 5.0  # a failed rank's peers hold their exit so long, so that the root cause decides a Job's failure reason

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable
 
-from stagecoach.constants import MAX_ATTEMPTS_WITHOUT_PROGRESS, ExitCode
+from stagecoach.constants import CANNOT_START, GIVE_UP_S, MAX_ATTEMPTS_WITHOUT_PROGRESS, ExitCode
 from stagecoach.explain.holds import way_on, words_of
 from stagecoach.explain.records import Cause, Explanation, Next
 
@@ -304,8 +304,8 @@ def _from(said: Explanation) -> str:
 def _wait(said: Explanation) -> str:
     if said.cause == Cause.TRAINED:
         return "the stage runner verifies its checkpoint, evaluates and writes stage.json next"
-    if said.cause == Cause.ADMITTED and "cannot start" in said.cluster_reason:
-        return "it starts by itself once that is there; whoever waits for it gives it up after two minutes"
+    if said.cause == Cause.ADMITTED and CANNOT_START in said.cluster_reason:
+        return f"it starts by itself once that is there; whoever waits for it gives it up after {GIVE_UP_S:.0f} s"
     if said.cause in (Cause.QUEUED, Cause.ADMITTED):
         return "it starts by itself once the launcher gives it its machines"
     if said.cause in (Cause.WAITING_FOR_PEERS, Cause.STARTING, Cause.RUNNING):

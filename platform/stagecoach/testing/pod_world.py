@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from stagecoach.contract.job import JobRecord, Progress
+from stagecoach.contract.job import AttemptEnd, AttemptStart, JobRecord, Progress
 from stagecoach.contract.launch import LaunchSpec, RunHandle, SecretRef
 from stagecoach.contract.ledger import JobFolder
 from stagecoach.contract.plan import Resources
@@ -181,13 +181,25 @@ class StageRun:
         wanted = [f"pretrain.steps={steps}", f"pretrain.checkpoint.every_steps={every_steps}", "pretrain.resources.memory_gb_per_rank=2"]
         settings = [part for setting in (*wanted, *sets) for part in ("--set", setting)]
         command = ["run-stage", "mm1_tiny", "--stage", "pretrain", "--run-id", run_id, "--nodes", "2", "--ranks-per-node", "1"]
-        self._command = [STAGECOACH, *command, *settings, "--data", data, "--json"]
-        self.process = self._start()
+        self.process = subprocess.Popen(
+            [STAGECOACH, *command, *settings, "--data", data, "--json"],
+            env=world.site_environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
 
-    def _start(self) -> "subprocess.Popen[str]":
-        return subprocess.Popen(
-            self._command, env=self.world.site_environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )  # fmt: skip
+    def start_of(self, attempt: int) -> AttemptStart:
+        """Of an attempt that began."""
+        start = self.job.attempt_start(attempt)
+        assert start is not None, f"attempt {attempt} of {self.run_id} never began"
+        return start
+
+    def end_of(self, attempt: int) -> AttemptEnd:
+        """Of an attempt that ended."""
+        end = self.job.attempt_end(attempt)
+        assert end is not None, f"attempt {attempt} of {self.run_id} has not ended"
+        return end
 
     def handle(self) -> RunHandle:
         """Of its newest submission; waits until there is one."""

@@ -37,9 +37,7 @@ def test_a_pod_whose_processes_are_killed_takes_its_gang_along_and_the_next_atte
     victims = sorted(pods.running(run.handle().name), key=index_of)
     host.kill(pods.processes(victims[1])[:1])
     finish_on(run, pods, untouched, machines={"node-0", "node-1"})
-    first, second = run.job.attempt_end(1), run.job.attempt_start(2)
-    assert first is not None
-    assert second is not None
+    first, second = run.end_of(1), run.start_of(2)
     print("killed:", first.kind, first.exit_code, first.message, "steps lost", first.steps_lost)
     assert second.resumed_from_step == first.committed_step >= committed
     assert pods.jobset(run.handle_after_end())["status"]["restarts"] == 1
@@ -61,9 +59,7 @@ def test_a_drained_node_is_left_and_the_stage_resumes_on_the_other(
         finish_on(run, pods, untouched, machines={stays})
     finally:
         pods.cordon(left, closed=False)
-    first, second = run.job.attempt_end(1), run.job.attempt_start(2)
-    assert first is not None
-    assert second is not None
+    first, second = run.end_of(1), run.start_of(2)
     print("drained:", first.kind, first.message, "resumed from", second.resumed_from_step)
     assert (first.kind, first.exit_code, first.steps_lost) == ("stopped", 143, 0)
     assert second.resumed_from_step == first.step
@@ -83,9 +79,7 @@ def test_a_node_that_dies_and_stays_away_is_given_up_and_the_stage_runs_elsewher
     elsewhere_s = pods.until(lambda: run.job.attempt_start(2) is not None, "the second attempt to be claimed")
     print(f"NotReady -> the next attempt is claimed elsewhere: {elsewhere_s:.1f} s (grace {pods.grace_s} s)")
     finish_on(run, pods, untouched, machines={stays})
-    first, second = run.job.attempt_end(1), run.job.attempt_start(2)
-    assert first is not None
-    assert second is not None
+    first, second = run.end_of(1), run.start_of(2)
     print("crashed:", first.kind, first.message, "steps lost", first.steps_lost)
     assert second.resumed_from_step == first.committed_step >= committed
 
@@ -111,8 +105,7 @@ def test_an_attempt_that_was_only_frozen_wakes_up_beside_its_successor_and_chang
     finally:
         host.thaw(processes)
         host.cluster("resume", f"kubelet-{lost[-1]}")
-    first = run.job.attempt_end(1)
-    assert first is not None
+    first = run.end_of(1)
     print("frozen:", first.kind, first.written_by, first.message)
     assert first.written_by in ("successor", "controller")
     assert first.committed_step >= committed

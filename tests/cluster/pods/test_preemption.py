@@ -29,8 +29,7 @@ def preempt(pods: PodWorld, run: StageRun, *, attempt: int) -> tuple[str, float]
 
 
 def stopped(run: StageRun, attempt: int) -> AttemptEnd:
-    end = run.job.attempt_end(attempt)
-    assert end is not None
+    end = run.end_of(attempt)
     assert (end.kind, end.exit_code, end.steps_lost, end.written_by) == ("stopped", 143, 0, "leader")
     return end
 
@@ -52,8 +51,7 @@ def test_preempted_in_mid_training_it_ends_with_the_weights_of_an_untouched_run(
     first, start = stopped(run, 1), time.monotonic()
     new_step_s = run.wait_step(2, first.step + 1)
     manifest = run.manifest()
-    second = run.job.attempt_start(2)
-    assert second is not None
+    second = run.start_of(2)
     assert (second.why, second.resumed_from_step) == ("preempted", first.step)
     assert first.committed_step == first.step
     assert manifest["weights_digest"] == untouched["weights_digest"]
@@ -82,8 +80,7 @@ def test_preempted_again_while_it_resumes_it_still_ends_with_the_same_weights(
     pods.let_go(hog)
     manifest = run.manifest()
     ends = [stopped(run, 1), stopped(run, 2)]
-    third = run.job.attempt_start(3)
-    assert third is not None
+    third = run.start_of(3)
     assert (third.why, third.resumed_from_step) == ("preempted", max(end.committed_step for end in ends))
     assert run.job.attempt_numbers() == [1, 2, 3]
     assert manifest["weights_digest"] == untouched["weights_digest"]

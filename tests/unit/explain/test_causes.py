@@ -105,7 +105,7 @@ def queued_with_the_clusters_reason(root: str) -> None:
 
 @case(
     "r1, stage pretrain: submission 1 is admitted by `jobset` (STARTING: pod x-0 cannot start (ErrImagePull: no such image)), no attempt "
-    "of it has started; it starts by itself once that is there; whoever waits for it gives it up after two minutes.",
+    "of it has started; it starts by itself once that is there; whoever waits for it gives it up after 120 s.",
     cluster=Cluster(JobState(phase=Phase.STARTING, reason="pod x-0 cannot start (ErrImagePull: no such image)"), "jobset"),
     cause="admitted", next="wait", cluster_phase="STARTING",
 )  # fmt: skip

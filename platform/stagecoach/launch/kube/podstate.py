@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from stagecoach.constants import ExitCode
+from stagecoach.constants import CANNOT_START, ExitCode
 from stagecoach.contract.names import whole_number
 
 Obj = dict[str, Any]
@@ -113,7 +113,7 @@ def starting_trouble(pods: Sequence[PodView]) -> str:
     for pod in sorted(pods, key=lambda pod: pod.index):
         if pod.waiting not in QUIET:
             says = f": {pod.waiting_says}" if pod.waiting_says else ""
-            return f"pod {pod.name} cannot start ({pod.waiting}{says})"
+            return f"pod {pod.name} {CANNOT_START} ({pod.waiting}{says})"
         if pod.unplaced and not pod.is_leaving:
             return f"pod {pod.name} has no node: {pod.unplaced}"
     return ""

@@ -6,9 +6,9 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from stagecoach.constants import CANNOT_START, GIVE_UP_S
 from stagecoach.launch.kube.podstate import PodView, starting_trouble
 
-GIVE_UP_S = 120.0  # an image or secret that is not there so long is not coming; a registry that hiccups is
 STUCK_S = 10.0  # beyond the grace period: the kubelet would have killed it long ago
 
 
@@ -21,7 +21,7 @@ class Tending:
 
     def hopeless(self, pods: Sequence[PodView]) -> str:
         """Why the job will never start, once that is sure; "" until then."""
-        late = [pod for pod in pods if self._lasts("cannot start", pod, pod.is_hopeless) > GIVE_UP_S]
+        late = [pod for pod in pods if self._lasts(CANNOT_START, pod, pod.is_hopeless) > GIVE_UP_S]
         return f"{starting_trouble(late)}; given up after {GIVE_UP_S:.0f} s" if late else ""
 
     def stuck(self, pods: Sequence[PodView], *, grace_s: float) -> list[PodView]:

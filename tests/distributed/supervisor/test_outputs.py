@@ -36,7 +36,7 @@ def test_progress_metrics_and_health_are_served_while_it_runs(make_job: StartJob
         metrics = dict(line.rsplit(" ", 1) for line in reply.read().decode().splitlines() if not line.startswith("#"))
     assert float(metrics["stagecoach_step"]) >= 10  # looked at every quarter of a second
     assert float(metrics["stagecoach_attempt"]) == 1
-    assert float(metrics["stagecoach_heartbeat_age_seconds"]) < 5
+    assert float(metrics["stagecoach_heartbeat_age_seconds"]) < 15
     assert float(metrics['stagecoach_seconds_total{bucket="compute"}']) > 0
     until = time.monotonic() + 30
     while (progress := job.job.progress(1)) is None or progress.step < 10:  # published every 2 s

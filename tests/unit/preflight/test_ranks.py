@@ -53,13 +53,13 @@ def test_what_rank_0_tells_reaches_everyone() -> None:
 
 
 def test_a_rank_that_does_not_come_is_missing_and_the_rest_go_on() -> None:
-    ranks = meetings(3, 0.3)
+    ranks = meetings(3, 1.5)
     at_once(*(lambda rank=rank: rank.gather("first") for rank in ranks))
     at_once(*(lambda rank=rank: rank.gather("second") for rank in ranks[:2]))
     assert [rank.missing for rank in ranks[:2]] == [{2: "second"}] * 2
     started = time.monotonic()
     assert at_once(*(lambda rank=rank: rank.gather("third", "x") for rank in ranks[:2])) == [{0: "x", 1: "x"}, {}]
-    assert time.monotonic() - started < 0.25  # nobody waits for it twice
+    assert time.monotonic() - started < 1.4  # nobody waits for it twice
     with pytest.raises(Dropped, match="rank 2 came to second"):
         ranks[2].gather("second")
 

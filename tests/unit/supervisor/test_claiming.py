@@ -2,6 +2,7 @@
 
 import asyncio
 import shutil
+import threading
 import time
 import uuid
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from stagecoach.supervisor.waiting import StopRequested
 from stagecoach.testing.builders import launch_spec
 
 SLOW_S = 0.4
+BEGUN = threading.Event()  # the claim is in the bucket now
 
 
 @dataclass(frozen=True)
@@ -25,21 +27,25 @@ class SlowJob(JobFolder):
     """A bucket that takes its time."""
 
     def claim_attempt(self, start: AttemptStart) -> bool:
+        BEGUN.set()
         time.sleep(SLOW_S)
         return super().claim_attempt(start)
 
 
-async def claim(job: JobFolder, *, stop_after_s: float, stop_at: float) -> int:
+async def claim(job: JobFolder, *, stop_first: bool) -> int:
     settings = read_settings({"STAGECOACH_JOB_URI": job.uri, "STAGECOACH_SUBMISSION": "1", "STAGECOACH_NODE_INDEX": "0"})
     node = build_node(settings, job, launch_spec(job_uri=job.uri))
     node.port = 1234
-    node.stopped_at.append(stop_at)
+    node.stopped_at.append(time.monotonic())
+    BEGUN.clear()
     try:
-        if stop_after_s:
-            asyncio.get_running_loop().call_later(stop_after_s, node.stop.set)
-        else:
+        if stop_first:
             node.stop.set()
-        start, _ = await lead(node)
+        leading = asyncio.create_task(lead(node))
+        if not stop_first:
+            await asyncio.to_thread(BEGUN.wait, 30)
+            node.stop.set()
+        start, _ = await leading
         return start.attempt
     finally:
         shutil.rmtree(node.folder)
@@ -52,11 +58,11 @@ def job() -> JobFolder:
 
 def test_once_asked_to_stop_no_attempt_is_claimed(job: JobFolder) -> None:
     with pytest.raises(StopRequested):
-        asyncio.run(claim(job, stop_after_s=0, stop_at=time.monotonic()))
+        asyncio.run(claim(job, stop_first=True))
     time.sleep(SLOW_S + 0.1)
     assert job.attempt_numbers() == []
 
 
 def test_an_attempt_that_is_being_claimed_is_waited_for(job: JobFolder) -> None:
-    assert asyncio.run(claim(job, stop_after_s=0.1, stop_at=time.monotonic())) == 1
+    assert asyncio.run(claim(job, stop_first=False)) == 1
     assert job.attempt_numbers() == [1]

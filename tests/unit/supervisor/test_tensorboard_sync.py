@@ -107,7 +107,7 @@ def test_a_bucket_that_does_not_answer_holds_up_nobody(tmp_path: Path) -> None:
     sync.let_go()
     sync.follow(tmp_path / "next", 2)
     assert not sync.flush(0.1)
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 10
     bucket.go.set()
     assert sync.flush(10)
     assert bucket.written[-1] == (1, NAME, 2 * len(record(b"one")))  # the newest state of the file comes last

@@ -49,15 +49,17 @@ def compute_and_fail(buckets: Buckets) -> None:
         raise OSError("disk")
 
 
-def test_real_time_is_within_one_percent_of_the_wall_clock_also_when_a_block_raises() -> None:
-    started = time.monotonic()
+def test_every_moment_is_counted_once_also_when_a_block_raises() -> None:
+    before = time.monotonic()
     buckets = Buckets()
+    made = time.monotonic()
     for _ in range(3):
         with pytest.raises(OSError, match="disk"):
             compute_and_fail(buckets)
         time.sleep(0.01)
+    least_s = time.monotonic() - made
     seconds = buckets.seconds()
-    assert sum(seconds.values()) == pytest.approx(time.monotonic() - started, rel=0.01, abs=0.002)
+    assert least_s - 1e-6 <= sum(seconds.values()) <= time.monotonic() - before + 1e-6
     assert seconds["compute"] >= 0.06
     assert seconds["other"] >= 0.03
 

@@ -5,6 +5,7 @@ pods run for ever unless they are told how to end. For the launcher contract and
 import os
 import secrets
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -66,11 +67,12 @@ class ClusterWorld:
         wait_for(lambda: self.state(handle).phase.is_terminal, f"{handle.name} to end", WAIT_S)
 
     def end_pods(self, handle: RunHandle, code: int) -> None:
-        """The pods that run now end with `code`."""
+        """The pods that run now end with `code`, or are taken along by the first that failed."""
         self.wait_running(handle)
         notes = {"stagecoach.dev/fake-run": "0s", "stagecoach.dev/fake-exit": str(code)}
         for pod in self.pods(handle):
-            self.kube.merge(self.path("pods", pod["metadata"]["name"]), {"metadata": {"annotations": notes}}, what="end a pod")
+            with suppress(NotFound):
+                self.kube.merge(self.path("pods", pod["metadata"]["name"]), {"metadata": {"annotations": notes}}, what="end a pod")
 
     def lose(self, handle: RunHandle) -> None:
         """SIGKILL to every pod's first process, as its kubelet would tell it."""

@@ -6,6 +6,7 @@ import click
 
 from stagecoach.cli.options import Address, site_launcher
 from stagecoach.cli.tables import print_json
+from stagecoach.constants import ExitCode
 from stagecoach.errors import ConfigError, RunFailed
 
 if TYPE_CHECKING:
@@ -116,7 +117,8 @@ def carry_out(prepared: "Prepared", launcher: str, request: "StageRequest", *, a
         except KeyboardInterrupt:
             if view.wants_cancel():
                 cancel(task.folder, chosen)
-                raise RunFailed(f"run {run.run_id}, stage {prepared.plan.name}: cancelled", run_id=run.run_id, job_exit_code=143) from None
+                says = f"run {run.run_id}, stage {prepared.plan.name}: cancelled"
+                raise RunFailed(says, run_id=run.run_id, job_exit_code=ExitCode.STOPPED) from None
             raise ConfigError(
                 f"no longer watching; the job goes on. The same command with --run-id {run.run_id} attaches to it, "
                 f"`stagecoach status {run.run_id}` shows it"

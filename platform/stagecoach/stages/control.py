@@ -7,10 +7,11 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Literal, TypeVar
+from typing import ClassVar, Literal, TypeVar
 
 from loguru import logger
 
+from stagecoach.constants import ExitCode
 from stagecoach.contract.control import ControllerBeat, Hold, RunRequest
 from stagecoach.contract.ledger import Runs
 from stagecoach.contract.records import Stored, decode, encode
@@ -26,6 +27,8 @@ S = TypeVar("S", bound=Stored)
 
 class RunHeld(StagecoachError):
     """Somebody paused or cancelled the run: nothing of it is submitted until the hold is lifted."""
+
+    exit_code: ClassVar[ExitCode] = ExitCode.STOPPED
 
 
 @dataclass(frozen=True)

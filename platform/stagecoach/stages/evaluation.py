@@ -146,7 +146,8 @@ def run_evaluation(task: EvaluationTask, launcher: Launcher) -> Scores:
         )  # fmt: skip
         if state.phase == Phase.CANCELLED:
             task.hold()
-            raise RunFailed(f"{handle.name} was cancelled; ask for it again to go on", run_id=task.run_id, log_uri=folder.uri)
+            says = f"{handle.name} was cancelled; ask for it again to go on"
+            raise RunFailed(says, run_id=task.run_id, job_exit_code=ExitCode.STOPPED, log_uri=folder.uri)
         if state.phase == Phase.FAILED and state.exit_code not in (ExitCode.RETRY, ExitCode.STOPPED):
             raise failed(task, folder, state)
         if state.phase == Phase.SUCCEEDED and read_scores(folder) is None:

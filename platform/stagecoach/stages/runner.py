@@ -145,7 +145,8 @@ def trained(task: StageTask, launcher: Launcher) -> TrainResult:
         )  # fmt: skip
         if state.phase == Phase.CANCELLED:
             Control(task.runs, task.run.run_id).check()  # held: another sentence, since running again would not go on
-            raise RunFailed(f"{handle.name} was cancelled; run the same command again to go on", run_id=task.run.run_id, log_uri=folder.uri)
+            says = f"{handle.name} was cancelled; run the same command again to go on"
+            raise RunFailed(says, run_id=task.run.run_id, job_exit_code=ExitCode.STOPPED, log_uri=folder.uri)
         if state.phase == Phase.FAILED and state.exit_code not in (ExitCode.RETRY, ExitCode.STOPPED):
             raise failed(task, state)
         fruitless = 0 if len(folder.attempt_numbers()) > attempts or state.phase == Phase.SUCCEEDED else fruitless + 1

@@ -138,8 +138,9 @@ def test_a_paused_run_can_be_cancelled(world: World) -> None:
 
 
 def test_a_cancelled_run_goes_on_when_somebody_asks_for_it_again(world: World) -> None:
-    with pytest.raises(RunHeld, match="cancelled"):
+    with pytest.raises(RunHeld, match="cancelled") as told:
         world.run(HeldWhileItRuns(world, "cancel"))
+    assert told.value.exit_code == 143
     assert find_abandoned(world.runs, watch_s=0) == []
     with pytest.raises(RunHeld, match="`stagecoach resume toy` goes on"):
         world.run()

@@ -140,8 +140,9 @@ def test_cancelled_is_not_tried_again_by_itself(root: str) -> None:
     launcher = FakeLauncher(cluster)
     task = task_of(root)
     cancelled = script(cluster, task.folder, lambda name: launcher.cancel(launcher.attach(name)))  # type: ignore[arg-type]
-    with pytest.raises(RunFailed, match="was cancelled"):
+    with pytest.raises(RunFailed, match="was cancelled") as told:
         run_stage(replace(task, on_state=cancelled), launcher)
+    assert told.value.job_exit_code == 143
     assert run_stage(finishing(root, cluster), launcher).manifest.steps == 20
 
 

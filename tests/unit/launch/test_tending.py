@@ -1,9 +1,17 @@
 """What nobody else does for a job that waits for ever. The clock is the test's."""
 
+from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
+import pytest
+
+from stagecoach.contract.launch import RunHandle
+from stagecoach.launch.jobset.launcher import JobsetLauncher
 from stagecoach.launch.kube.podstate import PodView
 from stagecoach.launch.kube.tending import Tending
+from stagecoach.site import Site
+from stagecoach.testing.api_server import ApiServer
 
 pod = PodView(name="toy-0", uid="p0", node="n0", phase="Running")
 pulling = replace(pod, phase="Pending", waiting="ImagePullBackOff", waiting_says="no such image")
@@ -41,3 +49,69 @@ def test_a_pod_whose_node_does_not_confirm_is_let_go_after_its_grace_period() ->
     clock.now += 2
     assert tending.stuck([leaving], grace_s=30) == [leaving]
     assert tending.stuck([replace(leaving, uid="p2")], grace_s=30) == []
+
+
+HANDLE = RunHandle(launcher="jobset", name="toy", job_uri="memory://toy", uid="u")
+QUEUED = {"name": "toy", "uid": "u", "labels": {"kueue.x-k8s.io/queue-name": "q"}}
+JOBSET = {"metadata": QUEUED, "spec": {"replicatedJobs": [{"template": {"spec": {"completions": 2}}}]}}
+
+
+def listed(*items: dict[str, Any]) -> tuple[int, Any, dict[str, str]]:
+    return 200, {"metadata": {"resourceVersion": "9"}, "items": list(items)}, {}
+
+
+@pytest.fixture
+def server() -> Iterator[ApiServer]:
+    """A queued JobSet of which Kueue has made no Workload. Watches say nothing, so that every look is the server's."""
+    made = ApiServer()
+    made.routes = {
+        "watch=true": "be silent",
+        "/jobsets/toy": (200, JOBSET, {}),
+        "/jobsets": listed(),
+        "/pods": listed(),
+        "/workloads": listed(),
+    }
+    yield made
+    made.close()
+
+
+class Tended:
+    """A launcher whose clock is the test's, and what it wrote."""
+
+    def __init__(self, server: ApiServer) -> None:
+        self.clock, self.server = Clock(), server
+        self.launcher = JobsetLauncher(server.kube, Site(namespace="ns"))
+        self.launcher._tending = Tending(self.clock)
+
+    def touches(self, after_s: float) -> list[dict[str, Any]]:
+        """Bodies of all writes so far, once so much time has passed."""
+        self.clock.now += after_s
+        self.launcher.tend(HANDLE)
+        return [body for method, _, body in self.server.asked if method != "GET" and body is not None]
+
+
+def test_a_job_that_kueue_overlooks_is_touched_every_half_minute_with_another_value(server: ApiServer) -> None:
+    tended = Tended(server)
+    assert tended.touches(after_s=0) == tended.touches(after_s=29) == []
+    assert len(tended.touches(after_s=2)) == 1
+    assert len(tended.touches(after_s=29)) == 1
+    first, second = tended.touches(after_s=2)
+    notes = [body["metadata"].pop("annotations") for body in (first, second)]
+    assert first == second == {"metadata": {}}  # nothing else is changed
+    assert [list(note) for note in notes] == [["stagecoach.dev/touched-at"]] * 2
+    assert notes[0] != notes[1]
+
+
+@pytest.mark.parametrize("seen_by", ["a workload", "no queue", "its end", "its deletion"])
+def test_a_job_that_is_known_or_has_nothing_to_wait_for_is_left_alone(server: ApiServer, seen_by: str) -> None:
+    over = {"conditions": [{"type": "Completed", "status": "True"}]}
+    changes: dict[str, dict[str, Any]] = {
+        "no queue": {"metadata": {**QUEUED, "labels": {}}},
+        "its end": {"status": over},
+        "its deletion": {"metadata": {**QUEUED, "deletionTimestamp": "2026-11-21T10:00:00Z"}},
+    }
+    server.routes["/jobsets/toy"] = (200, {**JOBSET, **changes.get(seen_by, {})}, {})
+    if seen_by == "a workload":
+        server.routes["/workloads"] = listed({"metadata": {"name": "w", "uid": "w"}})
+    tended = Tended(server)
+    assert tended.touches(after_s=0) == tended.touches(after_s=31) == tended.touches(after_s=31) == []

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 from stagecoach.contract.launch import JobState, LaunchSpec, RunHandle
 from stagecoach.errors import ConfigError
 from stagecoach.launch.appdef import build_app
-from stagecoach.launch.jobset.phases import Seen, job_state, stop_of
+from stagecoach.launch.jobset.phases import Seen, has_no_workload, job_state, stop_of
 from stagecoach.launch.jobset.reader import JOBSET_NAME, JobsetApi
 from stagecoach.launch.jobset.view import Looks
 from stagecoach.launch.kube.launcher import ClusterLauncher, check_root
@@ -49,6 +49,9 @@ class JobsetLauncher(ClusterLauncher):
     def state_of(self, seen: Seen, read: LedgerRead) -> tuple[JobState, bool]:
         state = job_state(seen, None if read.trouble else read.view, ledger_code=read.exit_code)
         return state, stop_of(seen.workload, seen.jobset) == CANCELLED
+
+    def is_ignored(self, seen: Seen) -> bool:
+        return has_no_workload(seen)
 
     def forget(self, handle: RunHandle) -> None:
         if self._looks is not None:

@@ -137,6 +137,13 @@ def stop_of(workload: Obj | None, jobset: Obj) -> str | None:
     return found
 
 
+def has_no_workload(seen: Seen) -> bool:
+    """It waits for Kueue, which has made nothing of it: not yet, or it never heard of a JobSet from a time when no API server answered."""
+    is_over = condition(seen.jobset, "Completed").is_true or condition(seen.jobset, "Failed").is_true
+    is_leaving = seen.jobset["metadata"].get("deletionTimestamp")
+    return seen.is_queued and seen.workload is None and not is_over and not is_leaving
+
+
 def _stopped_by_us(seen: Seen) -> Found | None:
     why = stop_of(seen.workload, seen.jobset)
     if why is None:

@@ -81,6 +81,10 @@ class ClusterLauncher(ABC):
     def state_of(self, seen: Any, read: LedgerRead) -> tuple[JobState, bool]:
         """(its state, whether we cancelled it)."""
 
+    def is_ignored(self, seen: Any) -> bool:
+        """Whether it waits for a queue that shows no sign of knowing it."""
+        return False
+
     @abstractmethod
     def forget(self, handle: RunHandle) -> None:
         """What was seen of the job is old now."""
@@ -138,11 +142,17 @@ class ClusterLauncher(ABC):
 
     def tend(self, handle: RunHandle) -> None:
         """What whoever waits for the job does for it, at every look: a job that names an image or a secret that is not there is given up
-        (it ends with 40), and pods of a lost node are let go, for whom the restart of a gang would wait for ever."""
+        (it ends with 40), pods of a lost node are let go, for whom the restart of a gang would wait for ever, and a job is touched that its
+        queue has overlooked."""
         seen = self.look(handle)
-        if seen is None or not any(pod.is_hopeless or pod.is_leaving for pod in seen.pods):
+        if seen is None:
             return
         thing = self.object_of(seen)
+        if self._tending.overlooked(handle.uid, self.is_ignored(seen)):
+            logger.warning(f"{handle.name}: its queue has not taken it up yet; it is touched, so that it is looked at again")
+            self.store.touch(thing)
+        if not any(pod.is_hopeless or pod.is_leaving for pod in seen.pods):
+            return
         if why := self._tending.hopeless(seen.pods):
             logger.warning(f"{handle.name}: {why}")
             self.store.stop(thing, GIVEN_UP, because=why)

@@ -19,6 +19,7 @@ RUN = "stagecoach.dev/run"
 DIGEST, SPEC, JOB_URI = "stagecoach.dev/spec-digest", "stagecoach.dev/spec", "stagecoach.dev/job-uri"
 STOPPED, WHY_STOPPED = "stagecoach.dev/stopped", "stagecoach.dev/stopped-because"  # of what we took a job's place away with
 CANCELLED, PAUSED, GIVEN_UP = "cancelled", "paused", "given-up"  # values of STOPPED
+TOUCHED = "stagecoach.dev/touched-at"  # for nobody but the controllers that look at an object when it changes
 _RUN_OF_URI = re.compile(r"/runs/([^/]+)/")
 
 

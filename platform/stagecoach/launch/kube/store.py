@@ -3,13 +3,14 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any, ClassVar
 
 from stagecoach.errors import ClusterUnavailable, ConfigError
 from stagecoach.launch.kube import paths
 from stagecoach.launch.kube.client import Kube
 from stagecoach.launch.kube.errors import AlreadyExists, Conflict, Denied, NotFound
-from stagecoach.launch.kube.marks import MANAGED_BY, MANAGER, RUN, check_same
+from stagecoach.launch.kube.marks import MANAGED_BY, MANAGER, RUN, TOUCHED, check_same
 
 Obj = dict[str, Any]
 
@@ -84,6 +85,13 @@ class JobStore:
         try:
             self.kube.delete(path, uid=uid, now=True, what=f"let pod {self.namespace}/{pod} go")
         except (NotFound, Conflict):
+            return
+
+    def touch(self, thing: Obj) -> None:
+        """Changes nothing but a note, so that controllers that missed the object look at it. Idempotent."""
+        try:
+            self.merge(thing, {"metadata": {"annotations": {TOUCHED: datetime.now(UTC).isoformat()}}})
+        except NotFound:
             return
 
     def merge(self, thing: Obj, change: Obj) -> None:

@@ -1,5 +1,6 @@
-"""What no controller of the cluster does for a job, and whoever waits for it must: give up what can never start, and let go of pods whose
-node is lost. Time is our own monotonic clock, from when we saw it first: no clock of the cluster is believed.
+"""What no controller of the cluster does for a job, and whoever waits for it must: give up what can never start, let go of pods whose node
+is lost, and touch what its queue has overlooked. Time is our own monotonic clock, from when we saw it first: no clock of the cluster is
+believed.
 """
 
 import time
@@ -10,27 +11,35 @@ from stagecoach.constants import CANNOT_START, GIVE_UP_S
 from stagecoach.launch.kube.podstate import PodView, starting_trouble
 
 STUCK_S = 10.0  # beyond the grace period: the kubelet would have killed it long ago
+OVERLOOKED_S = 30.0  # a queue that is well takes a job up within a second or two
 
 
 @dataclass
 class Tending:
-    """Remembers since when each pod of the jobs looked at is in trouble."""
+    """Remembers since when each job that is looked at, and each of its pods, is in trouble."""
 
     clock: Callable[[], float] = time.monotonic
     _since: dict[tuple[str, str], float] = field(default_factory=dict)
 
     def hopeless(self, pods: Sequence[PodView]) -> str:
         """Why the job will never start, once that is sure; "" until then."""
-        late = [pod for pod in pods if self._lasts(CANNOT_START, pod, pod.is_hopeless) > GIVE_UP_S]
+        late = [pod for pod in pods if self._lasts(CANNOT_START, pod.uid, pod.is_hopeless) > GIVE_UP_S]
         return f"{starting_trouble(late)}; given up after {GIVE_UP_S:.0f} s" if late else ""
 
     def stuck(self, pods: Sequence[PodView], *, grace_s: float) -> list[PodView]:
         """Pods that were deleted and whose node does not confirm that they are gone. Their attempt is fenced: what they still write is
         never read, so that they may be taken for dead."""
-        return [pod for pod in pods if self._lasts("leaving", pod, pod.is_leaving) > grace_s + STUCK_S]
+        return [pod for pod in pods if self._lasts("leaving", pod.uid, pod.is_leaving) > grace_s + STUCK_S]
 
-    def _lasts(self, what: str, pod: PodView, is_so: bool) -> float:
-        key = (what, pod.uid)
+    def overlooked(self, uid: str, is_ignored: bool) -> bool:
+        """Whether it is time to touch the job, which its queue has ignored for so long, or again for so long since the last time."""
+        if self._lasts("ignored", uid, is_ignored) <= OVERLOOKED_S:
+            return False
+        self._since["ignored", uid] = self.clock()
+        return True
+
+    def _lasts(self, what: str, uid: str, is_so: bool) -> float:
+        key = (what, uid)
         if not is_so:
             self._since.pop(key, None)
             return 0.0

@@ -55,6 +55,8 @@ def main() -> int:
     parser.add_argument("--scale", type=float, default=1.0, help="share of the steps; 0.02 tries whether everything works")
     parser.add_argument("--page", type=Path, help=f"where figures are kept; default at --scale 1: {PAGE.relative_to(HERE.parent)}")
     asked = parser.parse_args()
+    if not 0 < asked.scale <= 10:
+        parser.error(f"--scale {asked.scale:g}: give a share of the steps above 0, at most 10")
     started = time.monotonic()
     os.environ["STAGECOACH_STATE_DIR"] = str(FOLDER / "state")
     train(asked.scale)

@@ -220,6 +220,8 @@ class Runs:
 
     def run(self, run_id: str) -> RunRecord | None:
         """None when there is no run of that id."""
+        if "/" in run_id or run_id.strip() in ("", ".", ".."):  # no such key can be
+            return None
         key = f"runs/{run_id}/run.json"
         try:
             body = self.store.read(key)

@@ -152,8 +152,9 @@ def test_a_finished_or_unknown_run_cannot_be_stopped(world: World) -> None:
     world.run()
     with pytest.raises(ConfigError, match="is finished"):
         stop_run(world.runs, "toy", "pause", launcher_of=lambda _: FakeLauncher(world.cluster))
-    with pytest.raises(ConfigError, match="no run 'other'"):
-        stop_run(world.runs, "other", "pause", launcher_of=lambda _: FakeLauncher(world.cluster))
+    for unknown in ("other", "", "..", "a/b"):
+        with pytest.raises(ConfigError, match=f"no run '{unknown}'"):
+            stop_run(world.runs, unknown, "pause", launcher_of=lambda _: FakeLauncher(world.cluster))
 
 
 def test_a_fork_begins_with_the_pinned_checkpoint_and_new_settings_and_leaves_the_other_run_alone(world: World) -> None:

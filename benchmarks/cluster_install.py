@@ -1,5 +1,5 @@
-"""The platform engineer's page, carried out: install, test, a pipeline by its Prefect deployment, report, an upgrade in mid-training,
-uninstall, nothing left.
+"""The platform engineer's page, carried out: install, test, a pipeline by its Prefect deployment, report, two stages preempted in
+mid-training, an upgrade in mid-training, uninstall, nothing left.
 
     python benchmarks/cluster_install.py --json FILE      about ten minutes
 
@@ -22,7 +22,8 @@ from pathlib import Path
 from stagecoach.contract.ledger import JobFolder
 
 ROOT = Path(__file__).parents[1]
-BUCKET, HOME, JOBS = "stagecoach", "stagecoach", "training"
+BUCKET, HOME, JOBS, QUEUE = "stagecoach", "stagecoach", "training", "stagecoach"
+RUN_LABEL = "stagecoach.dev/run"
 RUN = "first"  # on the page
 UPGRADE_STEPS, RESUME_S = 200, 600.0  # a flow that is cut off is found after 90 s, or by the schedule every five minutes
 PIPELINE_S, TEST_S = 420.0, 300.0
@@ -129,6 +130,73 @@ def train(steps: Steps) -> None:
         (ROOT / "first.report.html").unlink()
 
 
+def preempt(steps: Steps) -> None:
+    """Two stages of MM1.5's miniature, by the deployment, twice: once untouched, once preempted in mid-training by a job of higher priority
+    that plain TorchX submits. The weights must be the same, stage by stage."""
+    with steps.step("two stages, untouched"):
+        whole = TwoStages("whole").begin()
+        whole.wait_done()
+    with steps.step("two stages, preempted in mid-training"):
+        taken = TwoStages("taken").begin()
+        wait_for("it trains", lambda: taken.step(1) >= 3, PIPELINE_S)
+        hog = run(
+            *("torchx", "run", "-s", "jobset", "-cfg", f"queue={QUEUE},namespace={JOBS},priority_class=stagecoach-high,grace=1"),
+            *("utils.sh", "--image", control_image(), "--num_replicas", "2", "--cpu", "1", "--memMB", "64", "sleep", "100000"),
+        ).strip().rpartition(":")[2]  # fmt: skip
+        wait_for("attempt 1 is over", lambda: taken.first.attempt_end(1) is not None, PIPELINE_S)
+        restarts = run("kubectl", "get", "jobsets", "-n", JOBS, "-l", f"{RUN_LABEL}=taken", "-o", "jsonpath={.items[*].status.restarts}")
+        run("kubectl", "delete", "jobset", "-n", JOBS, hog)
+        taken.wait_done()
+    end = taken.first.attempt_end(1)
+    assert end is not None
+    if (end.kind, end.exit_code, end.steps_lost) != ("stopped", 143, 0) or restarts.strip("0 "):
+        raise Failed(f"preempted: {end}, restarts {restarts!r}")
+    if taken.digests() != whole.digests():
+        raise Failed(f"other weights after a preemption: {taken.digests()} and untouched {whole.digests()}")
+    run("kubectl", "delete", "jobsets", "-n", JOBS, "-l", f"{RUN_LABEL}=taken")
+    told = in_worker("stagecoach", "explain", "taken").strip().splitlines()[0]
+    steps.found["preempted"] = f"at step {end.step}, 0 lost, weights of both stages equal; with its JobSets deleted, explain: {told}"
+
+
+class TwoStages:
+    """A run of pretrain and continual, of a few steps on two pods each."""
+
+    def __init__(self, run_id: str) -> None:
+        self.run_id = run_id
+        folder = f"s3://{BUCKET}/root/runs/{run_id}/stages"
+        self.jobs = [JobFolder.open(f"{folder}/{number:02}-{name}") for number, name in enumerate(("pretrain", "continual"))]
+        self.first = self.jobs[0]
+
+    def begin(self) -> "TwoStages":
+        few = {"pretrain": 24, "continual": 6}
+        settings = [
+            setting
+            for stage, count in few.items()
+            for setting in (
+                f"{stage}.steps={count}", f"{stage}.schedule.warmup_steps=2", f"{stage}.evaluation.suites=[]",
+                f"{stage}.resources.cpus_per_rank=0.5", f"{stage}.resources.memory_gb_per_rank=2",
+            )
+        ]  # fmt: skip
+        asked = {
+            "recipe": "mm1_5_tiny", "run_id": self.run_id, "data": f"s3://{BUCKET}/corpus", "stages": list(few),
+            "nodes": 2, "ranks_per_node": 1, "settings": settings,
+        }  # fmt: skip
+        in_worker("prefect", "deployment", "run", "mm1_5_pipeline/stagecoach", "--params", json.dumps({"parameters": asked}))
+        return self
+
+    def step(self, attempt: int) -> int:
+        """Of its first stage."""
+        seen = self.first.progress(attempt)
+        return seen.step if seen is not None else 0
+
+    def wait_done(self) -> None:
+        wait_for(f"{self.run_id} has finished both stages", lambda: all(job.stage() is not None for job in self.jobs), 2 * PIPELINE_S)
+
+    def digests(self) -> list[str]:
+        """Of the weights that each stage handed over."""
+        return [manifest.weights_digest for job in self.jobs if (manifest := job.stage()) is not None]
+
+
 def upgrade(steps: Steps) -> None:
     """`helm upgrade` with other site settings in mid-training: the worker's pod is another, the job is not touched, and the flow that went
     with the old pod is resumed and brings the stage to its end."""
@@ -144,7 +212,7 @@ def upgrade(steps: Steps) -> None:
         return seen.step if seen is not None else 0
 
     def jobsets() -> str:
-        return found("jobsets", JOBS, "stagecoach.dev/run=upgraded", "uid")
+        return found("jobsets", JOBS, f"{RUN_LABEL}=upgraded", "uid")
 
     def worker() -> str:
         return found("pods", HOME, "app.kubernetes.io/component=worker", "name")
@@ -164,6 +232,11 @@ def upgrade(steps: Steps) -> None:
     steps.found["upgrade"] = f"at step {at} of {UPGRADE_STEPS}: the same JobSet, 1 attempt, 1 submission"
 
 
+def control_image() -> str:
+    """By the name that the chart gives it."""
+    return (ROOT / "helm/stagecoach/images.txt").read_text().split()[0]
+
+
 def found(kind: str, namespace: str, labels: str, field: str) -> str:
     """One field of all objects with such labels."""
     return run("kubectl", "get", kind, "-n", namespace, "-l", labels, "-o", f"jsonpath={{.items[*].metadata.{field}}}")
@@ -179,7 +252,7 @@ def check_policies(steps: Steps) -> None:
     api = run("kubectl", "get", "svc", "kubernetes", "-o", "jsonpath={.spec.clusterIP}")
     server = run("kubectl", "get", "svc", "stagecoach-server", "-n", HOME, "-o", "jsonpath={.spec.clusterIP}")
     bucket = os.environ.get("STAGECOACH_CLUSTER_S3_FROM_PODS", "http://10.99.0.1:7070").removeprefix("http://").partition(":")
-    image = (ROOT / "helm/stagecoach/images.txt").read_text().split()[0]
+    image = control_image()
     with steps.step("network policies"):
         for name, host, port, may in (
             ("bucket", bucket[0], int(bucket[2]), True),
@@ -236,10 +309,20 @@ def main() -> int:
     """All steps; the report where one fails, too."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--without", choices=["test", "doctor", "policies", "train", "upgrade", "uninstall"], action="append", default=[])
+    parser.add_argument(
+        "--without", choices=["test", "doctor", "policies", "train", "preempt", "upgrade", "uninstall"], action="append", default=[]
+    )
     asked = parser.parse_args()
     steps, trouble = Steps(), []
-    wanted = {"test": helm_test, "doctor": doctor, "policies": check_policies, "train": train, "upgrade": upgrade, "uninstall": uninstall}
+    wanted = {
+        "test": helm_test,
+        "doctor": doctor,
+        "policies": check_policies,
+        "train": train,
+        "preempt": preempt,
+        "upgrade": upgrade,
+        "uninstall": uninstall,
+    }
     try:
         prepare(steps)
         install(steps)

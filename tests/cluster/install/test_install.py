@@ -1,4 +1,4 @@
-"""The page on real nodes: install, `helm test`, a pipeline by its Prefect deployment, report, upgrade, uninstall, nothing left."""
+"""The page on real nodes: install, test, a pipeline by its Prefect deployment, report, preemption, upgrade, uninstall, nothing left."""
 
 import json
 import subprocess
@@ -18,7 +18,7 @@ def test_the_page_is_true(tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-3000:]
     told = json.loads((tmp_path / "told.json").read_text())
-    wanted = {"install", "helm test", "network policies", "upgrade in mid-training", "uninstall"}
+    wanted = {"install", "helm test", "network policies", "two stages, preempted in mid-training", "upgrade in mid-training", "uninstall"}
     assert set(told["seconds"]) >= wanted
     assert not [fact for fact in told["doctor"] if fact.startswith("bad")]
     assert told["explain"]

@@ -54,7 +54,11 @@ class PodWorld(ClusterWorld):
             root=self.root,
             images=Images(training=self.image),
             priority_classes={"default": LOW},
-            environment={"AWS_ENDPOINT_URL_S3": os.environ["STAGECOACH_CLUSTER_S3_FROM_PODS"], "AWS_REGION": os.environ["AWS_REGION"]},
+            environment={
+                "AWS_ENDPOINT_URL_S3": os.environ["STAGECOACH_CLUSTER_S3_FROM_PODS"],
+                "AWS_REGION": os.environ["AWS_REGION"],
+                "STAGECOACH_HANG_S": str(int(2 * POD_S)),  # a job that a test holds hangs, and is not to be ended for it
+            },
             secrets=tuple(SecretRef(variable=name, secret="bucket", key=name) for name in S3_KEYS),  # noqa: S106  # its name
             grace_s=self.grace_s,
             pods=Pods(retries=self.retries),

@@ -6,6 +6,9 @@ from typing import Any
 
 import pytest
 
+from stagecoach.constants import Phase
+from stagecoach.contract.ledger import JobFolder
+from stagecoach.launch.submit import look, wait_job
 from stagecoach.testing import host
 from stagecoach.testing.pod_world import PodWorld, StageRun
 
@@ -18,7 +21,15 @@ def undisturbed(run: StageRun, pods: PodWorld, untouched: dict[str, Any]) -> Non
     manifest = run.manifest()
     assert manifest["weights_digest"] == untouched["weights_digest"]
     assert run.job.attempt_numbers() == [1]
+    assert len(pods.launcher().list(run_id=run.run_id)) == 1
     assert pods.jobset(run.handle_after_end()).get("status", {}).get("restarts", 0) == 0
+
+
+def queue_is_asked(pods: PodWorld) -> None:
+    """Kueue decides about one more job, for which there is no room."""
+    launcher, other = pods.launcher(), pods.submit_scripted("other")
+    pods.until(lambda: "insufficient" in look(launcher, other).reason, "Kueue to decide again")
+    launcher.cancel(other)
 
 
 @pytest.mark.timeout(600)
@@ -30,9 +41,21 @@ def test_kueue_started_again_leaves_the_stage_alone(
     with pods.held(pods.running(run.handle().name)):
         host.cluster("kill", "kueue")
         host.cluster("start", "kueue")
-        other = pods.submit_scripted("other")
-        pods.until(lambda: "insufficient" in pods.state(other).reason, "Kueue to decide again")
-        pods.launcher().cancel(other)
+        queue_is_asked(pods)
+    undisturbed(run, pods, untouched)
+
+
+@pytest.mark.timeout(600)
+def test_etcd_started_again_leaves_the_stage_alone(
+    pods: PodWorld, start_stage: StartStage, untouched: dict[str, Any], faults: None
+) -> None:
+    run = start_stage("etcd")
+    run.wait_step(1, 3)
+    with pods.held(pods.running(run.handle().name)):
+        host.cluster("kill", "etcd")
+        host.cluster("start", "etcd")
+        queue_is_asked(pods)
+        assert run.process.poll() is None, "whoever waits for the stage waits on"
     undisturbed(run, pods, untouched)
 
 
@@ -52,5 +75,8 @@ def test_an_api_server_that_is_away_for_a_minute_is_not_missed_by_training(
     finally:
         host.cluster("start", "kube-apiserver")
     assert run.process.poll() is None, "whoever waits for the stage waits on"
+    next_one = pods.submit_scripted("next")  # in the seconds in which Kueue's watches come back
     undisturbed(run, pods, untouched)
-    host.cluster("restart", "kueue")  # it overlooks what is made while its watches come back, and later tests are not about that
+    state = wait_job(pods.launcher(), JobFolder.open(next_one.job_uri), next_one, 1)
+    print("submitted right after:", state, "touched:", "stagecoach.dev/touched-at" in pods.jobset(next_one)["metadata"]["annotations"])
+    assert state.phase == Phase.SUCCEEDED

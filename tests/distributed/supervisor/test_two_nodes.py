@@ -54,7 +54,7 @@ def test_the_peer_of_a_failed_leader_holds_its_exit(make_job: StartJob) -> None:
 def test_a_fatal_error_on_a_peer_is_the_attempts(make_job: StartJob) -> None:
     job = make_job({"steps": 50, "faults": [{"kind": "bad_data", "rank": 3, "step": 4}]}, nodes=2)
     job.start_all()
-    assert (job.wait(1), job.wait(0)) == (41, 75)
+    assert (job.wait(1), job.wait(0)) == (41, 41)  # a pod that ended with 75 first would have the gang tried again
     (end,) = job.ends()
     assert (end.kind, end.exit_code, end.first_failed_rank, end.first_failed_node) == ("bad_data", 41, 3, "machine-1")
 

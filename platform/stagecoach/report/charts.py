@@ -108,11 +108,13 @@ def axis_number(value: float) -> str:
 
 
 def _mark(mark: Mark, x: Scale) -> Markup:
+    """Its label beside its line, within the plot: the unit stands above it."""
     at = x(mark.step)
+    side = 3 if at < WIDTH - 40 else -3
     return el(
         "g", None,
         el("line", {"class": "mark", "x1": at, "x2": at, "y1": TOP - 4, "y2": HEIGHT - BOTTOM}),
-        el("text", {"class": "mark-label", "x": min(at, WIDTH - 12), "y": TOP - 7, "text-anchor": "middle"}, mark.label),
+        el("text", {"class": "mark-label", "x": at + side, "y": TOP + 7, "text-anchor": "start" if side > 0 else "end"}, mark.label),
     )  # fmt: skip
 
 

@@ -235,8 +235,8 @@ async def run_attempt(node: Node, start: AttemptStart, link: Link) -> tuple[Verd
 def exit_code(own: Verdict, whole: Verdict) -> int:
     """A node exits with its own cause. What was only a consequence is 75, or 143 when the platform's stop came by another node. What
     nobody is to try again (also: the time is over) is the code of every node that knows of it: the first pod that ends decides whether its
-    gang is restarted, and that may be one of a mere consequence."""
-    if ExitCode(whole.exit_code).is_fatal and (own.is_weak or own.exit_code in (ExitCode.DONE, ExitCode.STOPPED)):
+    gang is restarted, and that may be one whose ranks crashed when their peer was gone."""
+    if ExitCode(whole.exit_code).is_fatal and not ExitCode(own.exit_code).is_fatal:
         return whole.exit_code
     if own.exit_code in (ExitCode.DONE, ExitCode.STOPPED):
         return own.exit_code if whole.exit_code in (ExitCode.DONE, ExitCode.STOPPED) else ExitCode.RETRY

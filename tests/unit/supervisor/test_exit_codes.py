@@ -21,6 +21,8 @@ BAD_CONFIG, DIVERGED, LATE = verdict("bad_config", 40), verdict("diverged", 43),
     [
         (BAD_CONFIG, BAD_CONFIG, 40),
         (CONSEQUENCE, BAD_CONFIG, 40),  # or this node, gone a moment before the one at fault, has the gang tried again
+        (CRASHED, BAD_CONFIG, 40),
+        (BAD_CONFIG, DIVERGED, 40),
         (DONE, DIVERGED, 43),
         (STOPPED, DIVERGED, 43),
         (STOPPED, LATE, 45),

@@ -10,6 +10,7 @@ from typing import Literal
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import get_worker_info
 
 from stagecoach.errors import DataError
 from stagecoach_workloads.data.dataset import ContentError
@@ -100,10 +101,10 @@ class Collator:
         """
         loads = self._loads(rows)
         tiles = loads[-1].places.stop if loads else 0
-        pixels = np.empty((tiles, *[self.settings.tile_size] * 2, 3), np.uint8)
+        pixels = self._room(tiles)
         for load, body in zip(loads, bodies, strict=True):
             self._parse(load, body)
-        self._decode_all(loads, pixels)
+        self._decode_all(loads, pixels.numpy())
         filling = _Filling(self.settings, self.tokenizer, len(rows), pixels)
         waiting = iter(loads)
         for number, row in enumerate(rows):
@@ -116,6 +117,13 @@ class Collator:
                 else:
                     filling.add(number, load, label)
         return filling.batch()
+
+    def _room(self, tiles: int) -> Tensor:
+        """For the pixels of so many tiles, uint8 NHWC. In a worker process it is shared memory at once, which saves the copy into it."""
+        room = torch.empty((tiles, *[self.settings.tile_size] * 2, 3), dtype=torch.uint8)
+        if tiles and get_worker_info() is not None:
+            room.share_memory_()  # type: ignore[no-untyped-call]
+        return room
 
     def _loads(self, rows: Sequence[Sequence[Document]]) -> list[_Load]:
         """All documents, row by row, each with its places among the batch's tiles."""
@@ -179,7 +187,7 @@ def _decode(waiting: deque[_Load], pixels: np.ndarray) -> None:
 class _Filling:
     """A batch being filled, row by row, from the left."""
 
-    def __init__(self, settings: CollateSettings, tokenizer: TextTokenizer, rows: int, pixels: np.ndarray) -> None:
+    def __init__(self, settings: CollateSettings, tokenizer: TextTokenizer, rows: int, pixels: Tensor) -> None:
         self.settings, self.tokenizer, self.pixels = settings, tokenizer, pixels
         shape = (rows, settings.seq_len)
         self.tokens = np.full(shape, tokenizer.pad_id, np.int64)
@@ -290,7 +298,7 @@ class _Filling:
             labels_BT=torch.from_numpy(self.labels),
             document_ids_BT=torch.from_numpy(self.documents),
             positions_BT=torch.from_numpy(self.positions),
-            pixel_values=[torch.from_numpy(pixels).permute(0, 3, 1, 2)] if len(pixels) else [],  # NCHW, channels_last in memory
+            pixel_values=[pixels.permute(0, 3, 1, 2)] if len(pixels) else [],  # NCHW, channels_last in memory
             image_slots=torch.tensor(self.slots, dtype=torch.int64).reshape(-1, 3),
             image_regions=torch.tensor(self.regions, dtype=torch.int64).reshape(-1, 4),
             pairs_P3=torch.tensor(self.pairs, dtype=torch.int64).reshape(-1, 3),

@@ -20,6 +20,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from chaos_table import PAGE, write_table
 from faults_table import ROOT, commit
@@ -188,7 +189,7 @@ def story_of(corpus: str, order: Order) -> Story:
         uri = None
         if order.place == "S3":
             server = stack.enter_context(s3_server())
-            os.environ.update(server.environment)
+            stack.enter_context(patch.dict(os.environ, server.environment))  # the next run has a server of its own
             uri = f"s3://{stack.enter_context(bucket(server))}/job"
         plan = toy_stage(corpus, [f"duration.steps={STEPS}"])
         return ChaosRun(folder, plan, order.kills, ranks=ranks, nodes=nodes, uri=uri, seed=len(order.name)).run(timeout_s=1800)

@@ -168,7 +168,7 @@ class TwoStages:
         self.first = self.jobs[0]
 
     def begin(self) -> "TwoStages":
-        few = {"pretrain": 24, "continual": 6}
+        few = {"pretrain": 120, "continual": 6}  # long enough that the other job comes in the middle
         settings = [
             setting
             for stage, count in few.items()

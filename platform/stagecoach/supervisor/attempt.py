@@ -23,6 +23,7 @@ from stagecoach.supervisor.watchdog import Watchdog
 
 TICK_S = 0.25
 SETTLE_S = 1.0  # after a rank that only blames a peer, the one to blame is waited for
+ENDING_S = 10.0  # a process that the kernel takes down gives its memory back first, on a busy machine for seconds
 NOT_BEGUN_S = 2.0  # ranks that never beat have nothing to save
 SHM_EVERY_S = 2.0
 
@@ -207,7 +208,7 @@ class NodeAttempt:
         """When the agent went first, its ranks only followed."""
         group = self._group
         if group.agent is not None and is_ending(group.agent.pid):
-            await first_of(SETTLE_S, group.agent_ended)
+            await first_of(ENDING_S, group.agent_ended)
         if verdict.kind not in ("crashed", "out_of_memory") or group.agent_ended_at is None or not group.agent_returncode:
             return verdict
         code, states = group.agent_returncode, group.states.values()

@@ -1,5 +1,5 @@
-"""The trainer with a block that takes a while on every rank, as a device's kernels do: a time that does not depend on who else uses this
-machine's processors. Entry point of a test."""
+"""The trainer with a block that takes a while on every rank, as a device's kernels do: many short waits, which a process that is held now
+and then stretches as much as its work, and other users of this machine's processors do not. Entry point of a test."""
 
 import time
 from typing import Any
@@ -8,7 +8,7 @@ from stagecoach_workloads.rank import RankContext
 from stagecoach_workloads.train import run
 from stagecoach_workloads.train.state import TrainState
 
-KERNEL_S = 0.02
+KERNELS, KERNEL_S = 25, 0.002
 
 
 def main(context: RankContext) -> None:
@@ -21,7 +21,8 @@ def main(context: RankContext) -> None:
         forward = block.forward
 
         def with_kernels(*inputs: Any, **more: Any) -> Any:
-            time.sleep(KERNEL_S)
+            for _ in range(KERNELS):
+                time.sleep(KERNEL_S)
             return forward(*inputs, **more)
 
         block.forward = with_kernels  # type: ignore[method-assign]

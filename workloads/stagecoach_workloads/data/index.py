@@ -5,7 +5,6 @@ covers it. `crc32` and `hash` (XXH3-64) are over that stretch.
 """
 
 import hashlib
-import io
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -13,13 +12,13 @@ from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import xxhash
 
 from stagecoach.contract.dataset import PartEntry
 from stagecoach.errors import DataError
 from stagecoach.storage import Store
 from stagecoach.storage.errors import NotFound, ObjectCorrupt
+from stagecoach_workloads.data import parquet
 from stagecoach_workloads.data.images import ImageInfo
 from stagecoach_workloads.data.samples import Sample
 
@@ -105,9 +104,7 @@ def to_table(rows: Sequence[IndexRow]) -> pa.Table:
 
 def to_bytes(table: pa.Table) -> bytes:
     """Parquet with zstd; equal tables give equal bytes for one version of pyarrow."""
-    sink = io.BytesIO()
-    pq.write_table(table, sink, compression="zstd", row_group_size=131_072, store_schema=True)
-    return sink.getvalue()
+    return parquet.to_bytes(table, row_group_size=131_072, store_schema=True)
 
 
 def publish_parts(
@@ -155,7 +152,7 @@ def read_part(store: Store, part: PartEntry, *, schema: pa.Schema | None = None)
         raise DataError(f"index part {part.key}: {error}") from None
     if len(body) != part.size or hashlib.sha256(body).hexdigest() != part.digest:
         raise DataError(f"{uri}: {len(body):,} bytes that do not have the digest in dataset.json: damaged, stale or swapped")
-    table = pq.read_table(io.BytesIO(body))
+    table = parquet.from_bytes(body)
     if table.num_rows != part.rows or table.schema.names != (schema or SCHEMA).names:
         raise DataError(f"{uri}: has columns {table.schema.names}; written by another version of the index")
     return table

@@ -6,7 +6,6 @@ shard that is missing as well cannot be noticed, so the caller must say that it 
 """
 
 import hashlib
-import io
 import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +13,6 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import xxhash
 
 from stagecoach.contract.dataset import (
@@ -30,7 +28,7 @@ from stagecoach.contract.dataset import (
 from stagecoach.errors import DataError
 from stagecoach.storage import Store
 from stagecoach.storage.errors import NotFound, ObjectCorrupt
-from stagecoach_workloads.data import index, tar
+from stagecoach_workloads.data import index, parquet, tar
 from stagecoach_workloads.data.images import image_info
 from stagecoach_workloads.data.samples import SampleError, from_json
 
@@ -156,7 +154,7 @@ def index_shards(store: Store, shards: Sequence[ShardEntry], *, threads: int = 2
 
 def _as_written(table: pa.Table) -> pa.Table:
     """The writer's units pass through parquet on their way to a part; without that detour the same rows give other bytes."""
-    return pq.read_table(io.BytesIO(index.to_bytes(table)))
+    return parquet.from_bytes(index.to_bytes(table))
 
 
 def _shard_rows(store: Store, entry: ShardEntry, number: int) -> list[index.IndexRow]:

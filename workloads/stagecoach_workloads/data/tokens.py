@@ -1,14 +1,12 @@
 """Text to token ids: any Hugging Face `tokenizer.json`, a small BPE trained on the made corpus, and token counts kept beside an index."""
 
 import hashlib
-import io
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from tokenizers import Tokenizer
 from tokenizers.decoders import ByteLevel as ByteLevelDecoder
 from tokenizers.models import BPE
@@ -21,7 +19,7 @@ from stagecoach.contract.records import Stored, canonical_json, decode, encode
 from stagecoach.errors import ContractError, DataError
 from stagecoach.storage import Store
 from stagecoach.storage.errors import NotFound, ObjectCorrupt
-from stagecoach_workloads.data import templates
+from stagecoach_workloads.data import parquet, templates
 from stagecoach_workloads.data.dataset import Dataset, open_dataset_at
 from stagecoach_workloads.data.index import list_column
 from stagecoach_workloads.data.samples import Sample
@@ -242,9 +240,7 @@ def _publish_counts(dataset: Dataset, tokenizer: TextTokenizer, template: str, l
 def _parquet_parts(lengths: list[list[int]], rows: Sequence[int]) -> Iterator[bytes]:
     first = 0
     for count in rows:
-        sink = io.BytesIO()
-        pq.write_table(pa.table({"runs": lengths[first : first + count]}, schema=_SCHEMA), sink, compression="zstd")
-        yield sink.getvalue()
+        yield parquet.to_bytes(pa.table({"runs": lengths[first : first + count]}, schema=_SCHEMA))
         first += count
 
 
@@ -277,7 +273,7 @@ def read_counts(dataset: Dataset, tokenizer: TextTokenizer, template: str) -> Ru
             raise DataError(f"token counts {part.key}: {error}; delete {uri} and {do}") from None
         if hashlib.sha256(body).hexdigest() != part.digest:
             raise DataError(f"{dataset.store.uri_of(part.key)}: does not have the digest in {key}: damaged; delete {uri} and {do}")
-        tables.append(pq.read_table(io.BytesIO(body)))
+        tables.append(parquet.from_bytes(body))
     start, runs = list_column(pa.concat_tables(tables).combine_chunks(), "runs")
     if len(start) != len(dataset) + 1:
         raise DataError(f"{uri}: counts {len(start) - 1:,} samples and the dataset has {len(dataset):,}; delete it and {do}")

@@ -6,7 +6,6 @@ are written when every unit has its receipt: before that nothing looks finished.
 """
 
 import hashlib
-import io
 import json
 import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +15,6 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import xxhash
 
 from stagecoach.contract.dataset import MANIFEST_KEY, Counts, DatasetManifest, ShardEntry, fingerprint, read_manifest, write_manifest
@@ -24,7 +22,7 @@ from stagecoach.contract.records import canonical_json
 from stagecoach.errors import ConfigError, DataError
 from stagecoach.storage import Store
 from stagecoach.storage.errors import NotFound
-from stagecoach_workloads.data import index, tar
+from stagecoach_workloads.data import index, parquet, tar
 from stagecoach_workloads.data.images import ImageRefused, image_info
 from stagecoach_workloads.data.samples import Sample, SampleError, check_sample, to_json
 
@@ -287,7 +285,7 @@ def _unit_tables(store: Store, receipts: Sequence[Receipt]) -> Iterator[pa.Table
             raise DataError(
                 f"{store.uri_of(f'building/{receipt.unit:06d}.parquet')}: damaged; delete building/{receipt.unit:06d}.json and run again"
             )
-        table = pq.read_table(io.BytesIO(body))
+        table = parquet.from_bytes(body)
         place = table.schema.get_field_index("shard")
         shifted = pa.array(table.column("shard").to_numpy() + base, type=pa.int32())
         yield table.set_column(place, index.SCHEMA.field("shard"), shifted)

@@ -1,13 +1,12 @@
 """Formats that bring their images along: OBELICS/MINT-1T parquet, image folders, PDFs, videos, WebDataset tars."""
 
-import io
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
 from stagecoach.errors import DataError, StagecoachError
 from stagecoach.storage import NotFound, open_store
-from stagecoach_workloads.data import media, tar
+from stagecoach_workloads.data import media, parquet, tar
 from stagecoach_workloads.data.formats.reading import IMAGE_SUFFIXES, Found, Input, key_for, named_image, pair_of, store_of
 from stagecoach_workloads.data.formats.rows import llava
 from stagecoach_workloads.data.samples import Content, Sample, SampleError, Turn, document, from_json, image, read_json_object
@@ -16,10 +15,8 @@ from stagecoach_workloads.data.writer import Rejected
 
 @lru_cache(maxsize=2)
 def _table(uri: str, key: str) -> Any:
-    import pyarrow.parquet as pq
-
     try:
-        return pq.read_table(io.BytesIO(open_store(uri).read(key)))
+        return parquet.from_bytes(open_store(uri).read(key))
     except StagecoachError:
         raise
     except Exception as error:  # Arrow raises many kinds

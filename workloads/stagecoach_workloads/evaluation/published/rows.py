@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 
 from stagecoach.errors import DataError
 from stagecoach.storage import NotFound, Store
+from stagecoach_workloads.data import parquet
 from stagecoach_workloads.data.media import video_frames
 from stagecoach_workloads.data.samples import SampleError
 
@@ -122,7 +123,7 @@ def _parquet_rows(store: Store, key: str) -> Iterator[tuple[int, Row]]:
 @lru_cache(maxsize=2)
 def _parquet(store: Store, key: str) -> pq.ParquetFile:
     try:
-        return pq.ParquetFile(io.BytesIO(_read_file(store, key)))
+        return parquet.opened(_read_file(store, key))
     except (ValueError, OSError) as error:
         raise DataError(f"{store.uri_of(key)}: not a parquet file that can be read: {error}") from None
 

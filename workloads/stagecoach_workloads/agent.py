@@ -10,14 +10,16 @@ import os
 import sys
 from pathlib import Path
 
+from stagecoach_workloads.imports import without_collections
 from stagecoach_workloads.processes import SUPERVISOR_PID, die_with_parent, parent_from_environment
 
 
 def main() -> int:
     """Warms, waits, runs. Returns torchrun's verdict: 0 when all ranks returned 0, else 1."""
     die_with_parent(parent_from_environment(SUPERVISOR_PID))
-    from torch.distributed import run as torchrun
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    with without_collections():
+        from torch.distributed import run as torchrun
+        from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     line = sys.stdin.readline()
     if not line:

@@ -25,6 +25,7 @@ from stagecoach.contract.local import Heartbeat, HeartbeatWriter, events_path, h
 from stagecoach.contract.names import whole_number
 from stagecoach.errors import ConfigError
 from stagecoach_workloads.events import EventPipe
+from stagecoach_workloads.imports import without_collections
 from stagecoach_workloads.outcomes import Stopped, outcome_of
 from stagecoach_workloads.processes import die_with_parent, keep_guard, let_children_die_too, let_supervisor_look, parent_from_environment
 
@@ -186,7 +187,8 @@ def load_entrypoint(path: str) -> Callable[[RankContext], None]:
     if not module_name or not function_name:
         raise ConfigError(f"entrypoint {path!r} is not of the form 'module:function', like 'stagecoach_workloads.preflight:main'")
     try:
-        module = importlib.import_module(module_name)
+        with without_collections():
+            module = importlib.import_module(module_name)
     except (ImportError, SyntaxError) as error:
         raise ConfigError(f"entrypoint {path!r} cannot be imported: {type(error).__name__}: {error}") from error
     function = getattr(module, function_name, None)

@@ -117,8 +117,8 @@ class NodeAttempt:
     def _look(self, now: float) -> None:
         """Reads the beats and passes on what they say."""
         node = self._node
-        if self._watchdog.see(self._group.beats(), now) and any(beat.step for beat in self._watchdog.beats().values()):
-            node.agents.warm()  # the job runs: now there is time to warm the next agent
+        if self._watchdog.see(self._group.beats(), now) and self._watchdog.has_stepped:
+            node.agents.warm()  # the job runs: now there is time to warm the next agent, a second and a half of a core
         node.heartbeat_age_s = self._watchdog.age_s(now)
         node.progress = self.progress()
         if node.settings.node == 0:

@@ -38,7 +38,7 @@ class Watchdog:
         self._hang_s, self._first_step_s = hang_s, first_step_s
         self._tracks = {rank: _Track(beat=Heartbeat(step=resumed_step), moved_at=now, step_at=now) for rank in ranks}
         self._step_times: deque[float] = deque(maxlen=STEPS_REMEMBERED)
-        self._steps_seen = False
+        self.has_stepped = False  # whether a rank took a step beyond the one that it resumed from
 
     def see(self, beats: Mapping[int, Heartbeat], now: float) -> bool:
         """Takes the newest beat of each rank. Returns True when anything moved."""
@@ -52,7 +52,7 @@ class Watchdog:
             # Ranks may be several quick steps on when we look for the first time; a step without training is only where they resumed.
             stepped = beat.step > track.beat.step and (not is_first or beat.phase == TRAIN)
             if stepped:
-                self._steps_seen = True
+                self.has_stepped = True
                 if not is_first:
                     self._step_times.append((now - track.step_at) / (beat.step - track.beat.step))
             if stepped or beat.phase != track.beat.phase:
@@ -65,7 +65,7 @@ class Watchdog:
     @property
     def deadline_s(self) -> float:
         """How long a rank may be silent now: long before the first step, then a few times a step."""
-        if not self._steps_seen:
+        if not self.has_stepped:
             return self._first_step_s
         if self._hang_s is not None:
             return self._hang_s

@@ -24,7 +24,7 @@ def opened(body: bytes) -> pq.ParquetFile:
 
 def from_bytes(body: bytes) -> pa.Table:
     """Raises as `opened` does."""
-    return pq.read_table(_copied(body))
+    return opened(body).read()  # `read_table` draws in what it needs for folders of files: 0.13 s of every rank's start
 
 
 def to_bytes(table: pa.Table, **options: Any) -> bytes:

@@ -105,6 +105,7 @@ class Checkpoints:
         self._staged.wait()
         waited = time.monotonic() - began
         self._poll()
+        self._start_saver()  # ready for the first save, and no earlier: it takes a core for 0.2 s, which a first step waits for
         return waited
 
     def wait(self, deadline_s: float | None = None) -> bool:
@@ -150,7 +151,6 @@ class Checkpoints:
         if restored is not None:
             self.committed_step = restored.step
             self._saved_step = restored.step
-        self._start_saver()
         self._preparing = threading.Thread(target=self._prepare, args=(into,), name="checkpoint-prepare", daemon=True)
         self._preparing.start()
         return restored

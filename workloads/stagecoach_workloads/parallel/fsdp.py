@@ -4,6 +4,7 @@ import warnings
 from dataclasses import dataclass
 
 import torch
+import torch._dynamo  # optimizers and sharded tensors load it at their first call; here it is read with all the rest, and sooner
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard

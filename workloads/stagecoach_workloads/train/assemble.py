@@ -53,10 +53,7 @@ def read_plan(context: RankContext) -> StagePlan:
 
 def make_deterministic(plan: StagePlan, device: torch.device) -> None:
     """The same seed and world size give the same bits: one kernel for each operation, and as many threads on every machine."""
-    if plan.layout.compile:
-        torch.use_deterministic_algorithms(True, warn_only=True)
-    else:  # the same, without loading the compiler to tell it too: a third of a second of a core
-        torch.set_deterministic_debug_mode("warn")
+    torch.use_deterministic_algorithms(True, warn_only=True)
     # Filling what was not written costs a pass over all memory, and nothing of ours reads it.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     if device.type == "cuda":

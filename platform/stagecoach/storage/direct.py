@@ -93,7 +93,11 @@ def _is_cached(descriptor: int, start: int, stop: int) -> bool:
     if _mincore() is None or first >= stop:
         return True
     pages = (ctypes.c_ubyte * -(-(stop - first) // mmap.PAGESIZE))()
-    with mmap.mmap(descriptor, stop - first, flags=mmap.MAP_PRIVATE, offset=first) as mapped:  # private: else its address is not to be had
+    try:
+        mapped = mmap.mmap(descriptor, stop - first, flags=mmap.MAP_PRIVATE, offset=first)  # private: else its address is not to be had
+    except (OSError, ValueError):  # some file systems of user space map no files; a file that was just cut short
+        return True
+    with mapped:
         place = ctypes.c_char.from_buffer(mapped)
         failed = _mincore()(ctypes.addressof(place), stop - first, pages)
         del place  # or the mapping could not be closed

@@ -172,6 +172,25 @@ def test_a_file_system_without_it_is_read_as_ever(
     assert reads == [0]
 
 
+def test_a_file_that_cannot_be_mapped_is_read_as_ever(
+    store: Store, pages: memoryview, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.publish("a", parts(pages))
+    forget(tmp_path / "a")
+    reads, as_ever = read_past_the_cache(monkeypatch), mmap.mmap
+
+    def without(descriptor: int, *more: Any, **named: Any) -> mmap.mmap:
+        if descriptor >= 0:
+            raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))
+        return as_ever(descriptor, *more, **named)
+
+    monkeypatch.setattr(mmap, "mmap", without)
+    memory = bytearray(pages.nbytes)
+    store.read_into("a", 0, [memoryview(memory)], once=True)
+    assert memory == pages
+    assert reads == [0]
+
+
 def test_no_descriptor_is_left_whatever_happens(store: Store, pages: memoryview) -> None:
     def breaks() -> Iterator[memoryview]:
         yield from parts(pages)

@@ -108,11 +108,8 @@ class Backend(Protocol):
 class Filler(Protocol):
     """A backend that can read into memory of the caller's."""
 
-    def fill(self, path: str, start: int, buffers: Sequence[memoryview], *, once: bool) -> None:
-        """Fills the writable `buffers`, one after another, with the bytes from `start` on. Raises NotFound, OutOfRange.
-
-        `once`: nobody on this machine wants them again soon.
-        """
+    def fill(self, path: str, start: int, buffers: Sequence[memoryview]) -> None:
+        """Fills the writable `buffers`, one after another, with the bytes from `start` on. Raises NotFound, OutOfRange."""
 
 
 @dataclass

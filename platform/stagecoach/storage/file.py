@@ -16,7 +16,6 @@ from functools import cache
 from itertools import islice
 from typing import Any
 
-from stagecoach.storage import direct
 from stagecoach.storage.backends import Download, ObjectInfo, Page, changed
 from stagecoach.storage.errors import AccessDenied, NotFound, OutOfRange, StoreMisconfigured, StoreUnavailable
 from stagecoach.storage.retry import Gate
@@ -29,6 +28,9 @@ _ABSENT = {errno.ENOENT, errno.ENOTDIR}
 _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
 BUFFERS_AT_ONCE = 1024  # IOV_MAX of Linux
 SYNC_FILE_RANGE_WRITE = 2
+DIRECT_ALIGNMENT = 4096  # of places in a file written past the page cache; what a disk asks of memory, the kernel says
+DIRECT_BYTES = 1 << 20  # smaller parts gain nothing
+_NOT_DIRECT = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP}
 MKDIR_TRIES = 10  # a folder may be removed as empty between making it and writing into it
 
 
@@ -63,19 +65,22 @@ class FileBackend:
             file.seek(download.position)
             download.body += file.read(download.missing)
 
-    def fill(self, path: str, start: int, buffers: Sequence[memoryview], *, once: bool) -> None:
-        """Straight from the page cache into the caller's memory; what is not there and wanted once passes it by."""
+    def fill(self, path: str, start: int, buffers: Sequence[memoryview]) -> None:
+        """Straight from the page cache into the caller's memory."""
         stop = start + sum(buffer.nbytes for buffer in buffers)
         with self._errors("read", path), open(path, "rb", buffering=0) as file:
-            left = deque(buffer for buffer in buffers if buffer.nbytes)
-            at = start + (direct.fill(path, file.fileno(), start, left) if once else 0)
+            _read_ahead(file.fileno(), start, stop)
+            left, at = deque(buffer for buffer in buffers if buffer.nbytes), start
             while left:
                 got = os.preadv(file.fileno(), list(islice(left, BUFFERS_AT_ONCE)), at)
                 if not got:
                     size = os.fstat(file.fileno()).st_size
                     raise OutOfRange(f"{self.uri(path)} has {size} bytes, but bytes {start} to {stop} were asked for")
                 at += got
-                direct.take(left, got)
+                while left and got >= left[0].nbytes:
+                    got -= left.popleft().nbytes
+                if got:
+                    left[0] = left[0][got:]
 
     def stat(self, path: str) -> ObjectInfo:
         with self._errors("read", path):
@@ -257,15 +262,15 @@ class FileUpload:
 
     def _write_directly(self, view: memoryview) -> int:
         """Writes whole pages from the start of `view` past the page cache. Returns how many bytes: 0 where that cannot be."""
-        size = view.nbytes - view.nbytes % direct.ALIGNMENT
-        if not self.is_direct or size < direct.LEAST_BYTES or self.written % direct.ALIGNMENT:
+        size = view.nbytes - view.nbytes % DIRECT_ALIGNMENT
+        if not self.is_direct or size < DIRECT_BYTES or self.written % DIRECT_ALIGNMENT:
             return 0
         try:
             if self.direct < 0:
                 self.direct = os.open(self.temporary, os.O_WRONLY | os.O_DIRECT)
             _write_all(self.direct, view[:size], self.written)
         except OSError as error:
-            if error.errno not in direct.REFUSED:
+            if error.errno not in _NOT_DIRECT:
                 raise
             self.is_direct = False  # the file system or this memory cannot: nor will the next part
             return 0
@@ -303,6 +308,13 @@ def _write_all(descriptor: int, view: memoryview, at: int) -> None:
     while view.nbytes:
         written = os.pwrite(descriptor, view, at)
         at, view = at + written, view[written:]
+
+
+def _read_ahead(descriptor: int, start: int, stop: int) -> None:
+    """The disk begins with all of it: left alone, most kernels ask for an eighth of a megabyte at a time. A hint: nobody depends on it."""
+    if hasattr(os, "posix_fadvise"):
+        with contextlib.suppress(OSError):
+            os.posix_fadvise(descriptor, start, stop - start, os.POSIX_FADV_WILLNEED)
 
 
 def _start_writing_back(descriptor: int, start: int, size: int) -> None:

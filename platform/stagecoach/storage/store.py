@@ -135,15 +135,14 @@ class Store:
         self._check_one_version(key, downloads)
         return gather(ranges, {span: bytes(download.body) for span, download in zip(spans, downloads, strict=True)})
 
-    def read_into(self, key: str, start: int, buffers: Sequence[memoryview], *, once: bool = False) -> None:
+    def read_into(self, key: str, start: int, buffers: Sequence[memoryview]) -> None:
         """Fills the writable `buffers` (of bytes), one after another, with the bytes from `start` on: `read_ranges` without a copy.
 
-        `once` says that nobody on this machine wants these bytes again soon: a file's need not stay in the page cache then.
         Raises NotFound, ObjectChanged and OutOfRange; what the buffers hold then is unknown.
         """
         backend, path = self._backend, self._path_of(key)
         if isinstance(backend, Filler):
-            self._call("reading", path, lambda: backend.fill(path, start, buffers, once=once))
+            self._call("reading", path, lambda: backend.fill(path, start, buffers))
             return
         [body] = self.read_ranges(key, [(start, sum(buffer.nbytes for buffer in buffers))])
         scatter(body, buffers)

@@ -226,20 +226,6 @@ def manifest_of(state: CheckpointState) -> object:
     )
 
 
-@pytest.mark.parametrize(
-    ("rows", "ranks", "is_a_share"),
-    [(64, 1, True), (64, 2, False), (32, 2, True), (33, 2, True), (32, 3, False), (8, 8, True)],
-    ids=["alone", "replicas", "halves", "uneven halves", "halves, twice", "eighths"],
-)
-def test_ranks_that_each_hold_a_share_want_different_bytes(rows: int, ranks: int, is_a_share: bool) -> None:
-    entry = TensorEntry(
-        name="w", part="model", dtype="F32", shape=(64, 2), pieces=(Piece(object="o", start=0, size=512, offset=(0, 0), shape=(64, 2)),)
-    )
-    plan = LoadPlan()
-    plan.add(entry, LocalBox(shape=(64, 2), box_offset=(0, 0), box_shape=(rows, 2), is_writer=True, local=torch.empty(rows, 2)))
-    assert plan.is_a_share(ranks) is is_a_share
-
-
 def test_another_model_is_refused_with_the_first_ten_problems_and_their_number() -> None:
     state = whole_state(1)
     other = blank(state)

@@ -102,18 +102,17 @@ def test_a_range_past_the_end_is_refused(store: Store, bad: tuple[int, int]) -> 
 
 
 @pytest.mark.parametrize("sizes", [[len(BODY)], [1, 0, 4096, 100], [1] * 1500])
-@pytest.mark.parametrize("once", [False, True])
-def test_a_range_is_read_into_memory_of_the_callers(store: Store, sizes: list[int], once: bool) -> None:
+def test_a_range_is_read_into_memory_of_the_callers(store: Store, sizes: list[int]) -> None:
     store.publish("a", BODY)
     memory = bytearray(sum(sizes))
     starts = [sum(sizes[:index]) for index in range(len(sizes))]
     start = len(BODY) - len(memory)
-    store.read_into("a", start, [memoryview(memory)[at : at + size] for at, size in zip(starts, sizes, strict=True)], once=once)
+    store.read_into("a", start, [memoryview(memory)[at : at + size] for at, size in zip(starts, sizes, strict=True)])
     assert memory == BODY[start:]
     with pytest.raises(OutOfRange):
-        store.read_into("a", start + 1, [memoryview(memory)], once=once)
+        store.read_into("a", start + 1, [memoryview(memory)])
     with pytest.raises(NotFound):
-        store.read_into("b", 0, [memoryview(memory)], once=once)
+        store.read_into("b", 0, [memoryview(memory)])
 
 
 def test_a_view_of_memory_is_published_as_it_stands(store: Store) -> None:

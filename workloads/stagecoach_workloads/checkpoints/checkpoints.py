@@ -180,7 +180,7 @@ class Checkpoints:
     def _load(self, reader: CheckpointReader, into: CheckpointState, parts: Sequence[CheckpointPart]) -> LoadedValues:
         context = self._context
         plan = plan_load(reader.manifest, into, parts, context.rank)
-        reader.read(plan.reads, once=plan.is_a_share(context.ranks_per_node), beat=self._beat)
+        reader.read(plan.reads, beat=self._beat)
         plan.finish()
         own = own_values(reader, rank=context.rank, world_size=context.world_size, mesh=self._mesh)
         return LoadedValues(step=reader.ref.step, shared=reader.values("state.json"), own=own)

@@ -14,7 +14,6 @@ from stagecoach_workloads.checkpoints.reading import ByteArray, Read
 from stagecoach_workloads.checkpoints.state import CheckpointState, LocalBox, dtype_name, local_box
 
 SHOWN_PROBLEMS = 10
-UNEVEN = 1.1  # the largest of the ranks' shares, over an equal one, where they still count as shares
 
 Box = tuple[tuple[int, ...], tuple[int, ...]]  # offset, shape; an entry a dimension
 
@@ -25,16 +24,12 @@ class LoadPlan:
 
     reads: list[Read] = field(default_factory=list)
     _moves: list[tuple[Tensor, Tensor]] = field(default_factory=list)  # (from host memory, into the state)
-    _wanted: int = 0  # elements in this rank's boxes
-    _whole: int = 0  # and in the tensors that those are boxes of
 
     def add(self, entry: TensorEntry, box: LocalBox) -> None:
         """Reads this rank's box of one tensor. Raises DamagedCheckpoint when the pieces do not cover it."""
         if box.is_empty:
             return
         target = _host_memory(box.local)
-        self._wanted += target.numel()
-        self._whole += prod(entry.shape)
         covered = 0
         wanted = (box.box_offset, box.box_shape)
         for piece in entry.pieces:
@@ -43,10 +38,6 @@ class LoadPlan:
             raise DamagedCheckpoint(f"{entry.name}: the pieces in the manifest hold {covered} of the {target.numel()} elements needed")
         if target.data_ptr() != box.local.data_ptr():
             self._moves.append((target, box.local))
-
-    def is_a_share(self, ranks: int) -> bool:
-        """Whether `ranks` ranks like this one can want different bytes: each a part of the tensors, not the same whole."""
-        return self._wanted * ranks <= UNEVEN * self._whole
 
     def finish(self) -> None:
         """Moves what could not be read into its place."""

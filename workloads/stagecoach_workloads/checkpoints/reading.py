@@ -42,16 +42,15 @@ class CheckpointReader:
         self.manifest, _ = read_manifest(job, ref, identity=identity)
         self._objects = {item.name: item for item in self.manifest.objects}
 
-    def read(self, reads: Iterable[Read], *, once: bool = False, beat: Callable[[], None] = lambda: None) -> int:
+    def read(self, reads: Iterable[Read], *, beat: Callable[[], None] = lambda: None) -> int:
         """Fills every `into`; returns the bytes fetched. Whole blocks are fetched and proven, several at a time.
 
-        `once`: no other process of this machine wants the same bytes.
         Raises DamagedCheckpoint that names the object and block. `beat` is called a few times a second.
         """
         jobs = self._by_block(reads)
         fetched = 0
         with ThreadPoolExecutor(self._threads, thread_name_prefix="checkpoint-read") as pool:
-            futures = {pool.submit(self._fill, name, block, wanted, once) for (name, block), wanted in sorted(jobs.items())}
+            futures = {pool.submit(self._fill, name, block, wanted) for (name, block), wanted in sorted(jobs.items())}
             try:
                 while futures:
                     done, futures = wait(futures, timeout=0.25, return_when="FIRST_EXCEPTION")
@@ -100,23 +99,23 @@ class CheckpointReader:
                 jobs.setdefault((read.object, block), []).append(read)
         return jobs
 
-    def _fill(self, name: str, block: int, wanted: Sequence[Read], once: bool) -> int:
+    def _fill(self, name: str, block: int, wanted: Sequence[Read]) -> int:
         """Fetches one block to where its bytes are wanted."""
         begin = block * BLOCK_BYTES
         length = min(BLOCK_BYTES, self._object(name).size - begin)
         places, copies = spread(begin, length, wanted)
-        self._fetch(name, block, places, once)
+        self._fetch(name, block, places)
         for into, source in copies:
             np.copyto(into, source)
         return length
 
-    def _fetch(self, name: str, block: int, places: Sequence[ByteArray], once: bool) -> None:
+    def _fetch(self, name: str, block: int, places: Sequence[ByteArray]) -> None:
         """Fills `places` with one block that has the right digest; a wrong one is fetched once more: it may have gone bad on its way."""
         item, begin = self._object(name), block * BLOCK_BYTES
         length, key = sum(place.size for place in places), f"{self.ref.key}/{name}"
         for _ in range(2):
             try:
-                self._store.read_into(key, begin, [place.data for place in places], once=once)
+                self._store.read_into(key, begin, [place.data for place in places])
             except NotFound as error:
                 raise DamagedCheckpoint(f"{self.ref.uri}/{name} is missing") from error
             except OutOfRange as error:

@@ -113,6 +113,7 @@ def main() -> int:
     parser.add_argument("--json", metavar="FILE")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
+        os.environ["STAGECOACH_STATE_DIR"] = f"{folder}/state"  # its jobs are no one else's
         report: dict[str, Any] = {"machine": f"{os.cpu_count()} {platform.machine()} cores", "steps": asked.steps}
         for kind in ("own", "shuffled"):
             if asked.only in (None, kind):

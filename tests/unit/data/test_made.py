@@ -13,7 +13,9 @@ from stagecoach.storage import open_store
 from stagecoach_workloads.data.dataset import open_dataset
 from stagecoach_workloads.data.made.corpus import DATASETS, MakeJob, corpus_baselines, make_corpus
 from stagecoach_workloads.data.made.level import PROFILES, words
-from stagecoach_workloads.data.made.task import Case, baselines
+from stagecoach_workloads.data.made.pages import Page, Program, Sum
+from stagecoach_workloads.data.made.sequences import Lists, Repeat
+from stagecoach_workloads.data.made.task import Case, Task, baselines
 from stagecoach_workloads.data.samples import check_sample, to_json
 
 
@@ -65,12 +67,30 @@ def test_the_best_blind_guess_on_drawn_samples_scores_what_the_corpus_says() -> 
 
 
 def test_words_of_the_splits_are_disjoint() -> None:
-    level = PROFILES["learn"].level
+    level = PROFILES["bench"].level
     train, validation, test = (set(words(level, split)) for split in ("train", "validation", "test"))
     assert train
     assert validation
     assert test
     assert len(train | validation | test) == len(train) + len(validation) + len(test)
+
+
+@pytest.mark.parametrize("profile", ["learn", "bench"])
+@pytest.mark.parametrize("task", [Sum, Program, Page, Lists, Repeat])
+def test_what_is_put_together_of_words_and_numbers_is_of_one_split(profile: str, task: type[Task]) -> None:
+    """Even where splits share words and numbers: a sum, a program, a page or a pair of words of one stands in no other."""
+    splits = [task().cases(PROFILES[profile].level, split) for split in ("train", "validation", "test")]
+    made = [{(case.spec, case.question, case.answer) for case in cases} for cases in splits]
+    assert all(made)
+    assert len(set().union(*made)) == sum(map(len, made))
+
+
+def test_an_easy_level_asks_for_words_and_results_that_training_showed() -> None:
+    level = PROFILES["learn"].level
+    assert words(level, "test") == words(level, "train")
+    for task in (Sum(), Program()):
+        answers = [{case.answer for case in task.cases(level, split)} for split in ("train", "test")]
+        assert answers[1] <= answers[0]
 
 
 def test_few_shot_documents_need_their_examples() -> None:

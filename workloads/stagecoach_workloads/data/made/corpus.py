@@ -145,7 +145,7 @@ def make_corpus(
 def _make_dataset(store: Store, job: MakeJob, pool: Executor | None, on_progress: Callable[[str, int, int], None] | None) -> None:
     settings = WriteSettings(
         kind=DATASETS[job.dataset][0],
-        recipe={"made": job.dataset, "split": job.split, "profile": job.profile_name, "seed": job.seed, "version": 2},
+        recipe={"made": job.dataset, "split": job.split, "profile": job.profile_name, "seed": job.seed, "version": 3},
         licence="Apache-2.0",
         made_by=f"stagecoach data make {__version__}",
     )

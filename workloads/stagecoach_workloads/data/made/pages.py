@@ -126,9 +126,10 @@ class Page(PairTask):
     lossless = True
 
     def cases(self, level: Level, split: str) -> Sequence[Case]:
-        rng, options = stream("pages", split), words(level, split)
+        rng, options = stream("pages"), words(level, split)
         found = [[rng.sample(options, 2) for _ in range(rng.randint(1, 3))] for _ in range(50 * len(options))]
-        return [Case("", text) for text in sorted({" / ".join(" ".join(line) for line in lines) for lines in found})]
+        texts = {" / ".join(" ".join(line) for line in lines) for lines in found}
+        return [Case("", text) for text in sorted(texts) if in_split(text, split)]
 
     def draw(self, case: Case, brush: Brush) -> list[Picture]:
         lines = case.answer.split(" / ")
@@ -139,15 +140,16 @@ class Page(PairTask):
 
 
 class Sum(Task):
-    """A sum written on the image. The splits' pairs of operands are disjoint."""
+    """A sum written on the image. The splits' ways to write one are disjoint; with an open vocabulary, so are the pairs of operands."""
 
     category = "sum"
     lossless = True
+    WAYS = ("{a} + {b}", "{a}+{b}=", "{a} and {b}", "({a} + {b})", "{a} plus {b}", "{a}, {b} more")
 
     def cases(self, level: Level, split: str) -> Sequence[Case]:
-        numbers = range(level.numbers)
-        mine = [(a, b) for a, b in product(numbers, numbers) if in_split(f"{a}+{b}", split)]
-        return [Case("What is the result?", str(a + b), (f"{a} + {b}",)) for a, b in mine or [(1, 2), (2, 2)]]
+        numbers, ways = range(level.numbers), self.WAYS[: 1 if level.open_vocabulary else None]
+        written = [(a + b, way.format(a=a, b=b)) for a, b, way in product(numbers, numbers, ways)]
+        return [Case("What is the result?", str(total), (text,)) for total, text in written if in_split(text, split)]
 
     def draw(self, case: Case, brush: Brush) -> list[Picture]:
         picture = brush.blank(brush.level.page, brush.level.page // 2)
@@ -157,20 +159,20 @@ class Sum(Task):
 
 
 class Program(Task):
-    """What a two-line program on the image prints."""
+    """What a two-line program on the image prints. The splits' programs are disjoint; with an open vocabulary, so are the operands."""
 
     category = "program"
     lossless = True
 
     def cases(self, level: Level, split: str) -> Sequence[Case]:
         numbers = range(level.numbers)
-        mine = [(a, b, op) for a, b, op in product(numbers, numbers, "+-*") if in_split(f"{a}{op}{b}", split)]
-        return [Case("What does it print?", str(_result(a, b, op)), (a, b, op)) for a, b, op in mine]
+        programs = product("xyz", numbers, numbers, "+-*")
+        mine = [each for each in programs if in_split("".join(map(str, each[1:] if level.open_vocabulary else each)), split)]
+        return [Case("What does it print?", str(_result(a, b, op)), (name, a, b, op)) for name, a, b, op in mine]
 
     def draw(self, case: Case, brush: Brush) -> list[Picture]:
-        a, b, op = case.spec
+        name, a, b, op = case.spec
         picture = brush.blank(brush.level.page, brush.level.page * 3 // 4)
-        name = brush.rng.choice("xyz")
         write_lines(brush, picture, [f"{name} = {a}", f"print({name} {op} {b})"])
         return [picture]
 

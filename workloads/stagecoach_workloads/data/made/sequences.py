@@ -1,11 +1,11 @@
 """Tasks whose text and images depend on each other over a sequence: interleaved documents, few-shot ones, video, preference; text alone."""
 
 from collections.abc import Sequence
-from itertools import pairwise, product
+from itertools import product
 from typing import ClassVar
 
 from stagecoach_workloads.data.made.draw import Brush, Picture, draw_shape
-from stagecoach_workloads.data.made.level import Level, in_split, words
+from stagecoach_workloads.data.made.level import Level, in_split, word_pairs
 from stagecoach_workloads.data.made.scenes import NUMBERS, Colour, Count, Shape, colours, shapes
 from stagecoach_workloads.data.made.task import Case, Made, Task
 from stagecoach_workloads.data.samples import Content, Turn, document, image
@@ -183,9 +183,7 @@ class Lists(Facts):
     category = "lists"
 
     def cases(self, level: Level, split: str) -> Sequence[Case]:
-        options = words(level, split)
-        pairs = pairwise(options)
-        return [Case(f"The words are {a} and {b}. Again:", f"{a} and {b}") for a, b in pairs]
+        return [Case(f"The words are {a} and {b}. Again:", f"{a} and {b}") for a, b in word_pairs(level, split)]
 
     def build(self, case: Case, brush: Brush) -> Made:
         return Made(document(f"{case.question} {case.answer}."))
@@ -207,12 +205,12 @@ class TextSum(Task):
 
 
 class Repeat(Task):
-    """Text-only conversation: say a word again."""
+    """Text-only conversation: say two words again."""
 
     category = "repeat"
 
     def cases(self, level: Level, split: str) -> Sequence[Case]:
-        return [Case(f"Say {word}.", word) for word in words(level, split)]
+        return [Case(f"Say {a} {b}.", f"{a} {b}") for a, b in word_pairs(level, split)]
 
     def draw(self, case: Case, brush: Brush) -> list[Picture]:
         return []

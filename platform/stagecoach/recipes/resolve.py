@@ -18,7 +18,7 @@ from typing import Any, cast, get_type_hints
 from pydantic import ValidationError
 
 from stagecoach.contract.names import whole_number
-from stagecoach.contract.plan import PipelinePlan, StagePlan
+from stagecoach.contract.plan import Parent, PipelinePlan, StagePlan
 from stagecoach.contract.records import adapter, did_you_mean, label_of, rule_of, shortened, to_plain, union_members, validate, walk_leaves
 from stagecoach.costs import hardware as known_hardware
 from stagecoach.errors import ConfigError
@@ -186,7 +186,7 @@ def apply_settings(base: PipelinePlan, settings: Sequence[Setting]) -> tuple[Pip
     for stage in base.stages:
         own = [setting for setting in settings if setting.stage == stage.name]
         plain = _with_settings(to_plain(stage), own)
-        followed = _inherit(plain, own, effective, stage.name) + _copies_follow(stage, own)
+        followed = _inherit(stage, plain, own, effective) + _copies_follow(stage, own)
         plain = _with_settings(plain, followed)
         where = "; ".join(setting.text for setting in own + followed) or base.name
         stages.append(validate(StagePlan, plain, where=where, prefix=stage.name))
@@ -195,13 +195,16 @@ def apply_settings(base: PipelinePlan, settings: Sequence[Setting]) -> tuple[Pip
     return PipelinePlan(name=base.name, family=base.family, stages=tuple(stages)), inherited
 
 
-def _inherit(plain: dict[str, Any], own: Sequence[Setting], effective: Mapping[str, list[Setting]], name: str) -> list[Setting]:
-    """Settings of the parent's architecture that this stage does not set itself."""
+def _inherit(stage: StagePlan, plain: dict[str, Any], own: Sequence[Setting], effective: Mapping[str, list[Setting]]) -> list[Setting]:
+    """Settings of the parent's architecture that this stage does not set itself. A stage that begins with weights of its own kind, as a
+    fork's first does, has them from where the recipe starts it."""
     init = plain.get("init")
     parent = init.get("stage") if isinstance(init, dict) and init.get("kind") == "parent" else None
+    if parent == stage.name and isinstance(stage.init, Parent):
+        parent = stage.init.stage
     mine = {setting.inside for setting in own}
     return [
-        Setting(f"{name}.{setting.inside}", setting.value, f"{setting.text} (followed from stage {parent})")
+        Setting(f"{stage.name}.{setting.inside}", setting.value, f"{setting.text} (followed from stage {parent})")
         for setting in effective.get(str(parent), [])
         if setting.inside.startswith(INHERITED) and setting.inside not in mine
     ]

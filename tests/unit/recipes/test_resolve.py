@@ -53,6 +53,13 @@ def test_architecture_follows_to_the_stages_that_start_from_it() -> None:
     assert changed("pretrain.model.image.size=32") == {"pretrain.model.image.size": 32}  # no weight has another shape
 
 
+def test_a_fork_which_begins_with_its_own_stage_has_the_shapes_that_its_run_was_given() -> None:
+    forked = ["sft.init.kind=parent", "sft.init.stage=sft", "sft.init.checkpoint=file:///there", f"sft.init.digest={'0' * 64}"]
+    resolved = resolve("mm1_5_tiny", ["pretrain.model.decoder.width=192", *forked])
+    widths = {stage.name: stage.model.decoder.width for stage in resolved.plan.stages}
+    assert widths == dict.fromkeys(("pretrain", "continual", "sft", "video", "ui"), 192)
+
+
 NOTES = 'pretrain.data.datasets.notes={"kind": "text", "uri": "file:///notes", "stats": {"samples": 9, "text_tokens": 5, "images": 0}}'
 
 

@@ -58,6 +58,7 @@ chaos: $(STAMP)  ## many kills; figures into workloads/results/
 	$(BIN)/python benchmarks/chaos.py --kills-per-phase 15 --torn 500 --json workloads/results/chaos.json
 	$(BIN)/python benchmarks/faults.py --kills 20
 	$(BIN)/python benchmarks/corruption_checkpoints.py --markdown workloads/results/corruption.md
+	STAGECOACH_TEST_UP='--fake-nodes 1000' tests/cluster/run $(BIN)/python benchmarks/cluster_scale.py --pods 2 --quota 250 --markdown workloads/results/scale.md
 
 bench: $(STAMP)  ## ratios against a peer or a limit, in one run each
 	for script in benchmarks/storage.py benchmarks/storage_faults.py benchmarks/data_plan.py benchmarks/data_decode.py benchmarks/model.py benchmarks/checkpoint.py benchmarks/train.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done

@@ -3,8 +3,10 @@
 import io
 import math
 from collections.abc import Iterator
+from typing import Any
 
 from stagecoach.errors import DataError
+from stagecoach_workloads.data.images import MAX_PIXELS
 
 MAX_PAGES = 50  # as MINT-1T keeps them (recipes.md 3.3)
 MAX_BYTES = 512 * 1024 * 1024
@@ -27,17 +29,23 @@ def pdf_pages(body: bytes, *, side: int) -> Iterator[tuple[bytes, str] | str]:
         return
     try:
         for number in range(min(len(opened), MAX_PAGES)):
-            page = opened[number]
-            text = page.get_textpage().get_text_bounded().replace("\r\n", "\n").strip()
-            if not text:
-                yield "holds no text"
-                continue
-            held = io.BytesIO()
-            width, height = page.get_size()
-            page.render(scale=side / max(width, height, 1.0)).to_pil().convert("RGB").save(held, "JPEG", quality=_QUALITY)
-            yield held.getvalue(), text
+            try:
+                yield _page(opened[number], side)
+            except pdfium.PdfiumError as error:
+                yield f"cannot be read: {error}"
     finally:
         opened.close()
+
+
+def _page(page: Any, side: int) -> tuple[bytes, str] | str:
+    """One page as `pdf_pages` gives it. Raises PdfiumError for a damaged one."""
+    text = page.get_textpage().get_text_bounded().replace("\r\n", "\n").strip()
+    if not text:
+        return "holds no text"
+    held = io.BytesIO()
+    width, height = page.get_size()
+    page.render(scale=side / max(width, height, 1.0)).to_pil().convert("RGB").save(held, "JPEG", quality=_QUALITY)
+    return held.getvalue(), text
 
 
 def video_frames(body: bytes, *, fps: float, most: int) -> tuple[tuple[bytes, ...], list[float]]:
@@ -55,6 +63,9 @@ def video_frames(body: bytes, *, fps: float, most: int) -> tuple[tuple[bytes, ..
         with av.open(io.BytesIO(body), mode="r") as container:
             if not container.streams.video:
                 raise MediaRefused("has no video stream")
+            shown = container.streams.video[0].codec_context
+            if shown.width * shown.height > MAX_PIXELS:
+                raise MediaRefused(f"its frames have {shown.width} x {shown.height} pixels; at most {MAX_PIXELS:,} are decoded")
             step = _frame_distance(container, fps, most)
             for frame in container.decode(video=0):
                 if frame.time is None:

@@ -99,11 +99,11 @@ def write_dataset(
         receipt = _read_receipt(store, unit)
         if receipt is not None:
             receipts[unit] = receipt
-    _check_budget(receipts, settings)
+    _check_budget(store, receipts, settings)
     on_unit(len(receipts), units)
     for receipt in _run_units(store, settings, [unit for unit in range(units) if unit not in receipts], job, pool):
         receipts[receipt.unit] = receipt
-        _check_budget(receipts, settings)
+        _check_budget(store, receipts, settings)
         on_unit(len(receipts), units)
     return _finish(store, settings, [receipts[unit] for unit in range(units)])
 
@@ -232,15 +232,25 @@ def _read_receipt(store: Store, unit: int) -> Receipt | None:
         return None
 
 
-def _check_budget(receipts: dict[int, Receipt], settings: WriteSettings) -> None:
-    rejected = [item for receipt in receipts.values() for item in receipt.rejected]
+def _check_budget(store: Store, receipts: dict[int, Receipt], settings: WriteSettings) -> None:
+    """Raises DataError over budget, once all that was rejected so far stands in `rejected.jsonl`."""
+    rejected = [item for _, receipt in sorted(receipts.items()) for item in receipt.rejected]
     seen = len(rejected) + sum(receipt.rows for receipt in receipts.values())
     if seen >= 100 and len(rejected) > settings.reject_budget * seen:
-        first = "; ".join(f"{item['source']}: {item['reason']}" for item in rejected[:5])
+        listed = _list_rejected(store, rejected)
         raise DataError(
-            f"{len(rejected):,} of {seen:,} rows could not be converted, more than the budget of {settings.reject_budget:.1%}: {first}; "
+            f"{len(rejected):,} of {seen:,} rows could not be converted, more than the budget of {settings.reject_budget:.1%}: {listed}; "
             "mend the input, or raise --budget if this is what it is"
         )
+
+
+def _list_rejected(store: Store, rejected: Sequence[dict[str, str]]) -> str:
+    """Writes `rejected.jsonl`. Returns the first few for an error, and where all are."""
+    if not rejected:
+        return "the input holds none"
+    store.publish("rejected.jsonl", b"".join(canonical_json(item) + b"\n" for item in rejected))
+    first = "; ".join(f"{item['source']}: {item['reason']}" for item in rejected[:5])
+    return f"{first}; all are listed in {store.uri_of('rejected.jsonl')}"
 
 
 def _finish(store: Store, settings: WriteSettings, receipts: Sequence[Receipt]) -> DatasetManifest:
@@ -248,12 +258,10 @@ def _finish(store: Store, settings: WriteSettings, receipts: Sequence[Receipt]) 
     shards = [ShardEntry(**entry) for receipt in receipts for entry in receipt.shards]
     rejected = [item for receipt in receipts for item in receipt.rejected]
     if not shards:
-        reasons = "; ".join(f"{item['source']}: {item['reason']}" for item in rejected[:5]) or "the input holds none"
-        raise DataError(f"{store.uri}: no sample was written ({reasons})")
+        raise DataError(f"{store.uri}: no sample was written ({_list_rejected(store, rejected)})")
     totals = index.Totals()
     parts = index.publish_parts(store, totals.watch(_unit_tables(store, receipts)))
-    if rejected:
-        store.publish("rejected.jsonl", b"".join(canonical_json(item) + b"\n" for item in rejected))
+    _list_rejected(store, rejected)
     manifest = DatasetManifest(
         kind=settings.kind,
         categories=tuple(sorted(totals.categories)),

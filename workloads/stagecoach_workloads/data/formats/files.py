@@ -31,6 +31,8 @@ def interleaved(given: Input, key: str, begin: int, end: int) -> Found:
     for number, row in enumerate(table.slice(begin, end - begin).select(["images", "texts"]).to_pylist(), begin):
         try:
             pictures, texts = row["images"] or [], row["texts"] or []
+            if not isinstance(pictures, list) or not isinstance(texts, list):
+                raise SampleError(f"`images` is a {type(pictures).__name__} and `texts` a {type(texts).__name__}; both are lists")
             if len(pictures) != len(texts):
                 raise SampleError(f"`images` has {len(pictures)} entries and `texts` {len(texts)}")
             content: list[Content] = []
@@ -39,8 +41,10 @@ def interleaved(given: Input, key: str, begin: int, end: int) -> Found:
                 if picture is not None:
                     content.append(image(len(bodies)))
                     bodies.append(_bytes_of(given, picture))
-                if text:
+                if isinstance(text, str) and text:
                     content.append(text)
+                elif text is not None and not isinstance(text, str):
+                    raise SampleError(f"`texts` holds a {type(text).__name__}")
             yield Sample(
                 key=key_for(key, number), kind="interleaved", category=given.category, turns=document(*content), images=tuple(bodies)
             )
@@ -107,28 +111,36 @@ def video(given: Input, key: str, _begin: int, _end: int) -> Found:
 def webdataset(given: Input, key: str, _begin: int, _end: int) -> Found:
     """WebDataset tars: members of one sample share the name up to its first dot; an image, and its text as .txt, .caption or in .json
     (`caption` or `text`, as img2dataset writes it), or one of our own samples."""
-    groups: dict[str, dict[str, bytes]] = {}
+    groups: dict[str, dict[str, tar.Member]] = {}
     for member in tar.read_members(store_of(given.uri).read(key), shard=f"{given.uri}/{key}"):
         folder, _, name = member.name.rpartition("/")
         stem, _, suffix = name.partition(".")
-        group = groups.setdefault(f"{folder}/{stem}", {})
+        group, suffix = groups.setdefault(f"{folder}/{stem}", {}), suffix.lower()  # as webdataset itself takes them
         if suffix in group:
-            raise tar.ShardError(f"{given.uri}/{key}: key {stem} has two members .{suffix}, the second at byte {member.offset:,}")
-        group[suffix] = member.body
+            places = f"at bytes {group[suffix].offset:,} and {member.offset:,}"
+            raise tar.ShardError(f"{given.uri}/{key}: key {stem} has two members .{suffix}, {places}")
+        group[suffix] = member
     for number, (name, members) in enumerate(groups.items()):
         try:
-            yield replace(_from_members(given, members), key=key_for(key, number))
+            yield replace(_from_members(given, {suffix: member.body for suffix, member in members.items()}), key=key_for(key, number))
         except DataError as error:
             yield Rejected(f"{key} key {name.strip('/')}", str(error))
 
 
 def _from_members(given: Input, members: dict[str, bytes]) -> Sample:
-    pictures = [body for suffix, body in members.items() if f".{suffix.lower()}".endswith(IMAGE_SUFFIXES)]
+    pictures = [body for suffix, body in members.items() if f".{suffix}".endswith(IMAGE_SUFFIXES)]
     loaded = read_json_object(members["json"]) if "json" in members else {}
     if "turns" in loaded:
         return from_json(members["json"], key="k", images=tuple(pictures))
-    text = next((members[suffix].decode("utf-8", "strict") for suffix in ("txt", "caption", "text") if suffix in members), None)
+    text = next((_as_text(members[suffix]) for suffix in ("txt", "caption", "text") if suffix in members), None)
     text = text if text is not None else loaded.get("caption") or loaded.get("text")
     if not isinstance(text, str) or len(pictures) != 1:
         raise SampleError(f"has the parts {', '.join(sorted(members))}; one image and one text are expected")
     return pair_of(given, "k", pictures[0], text.strip())
+
+
+def _as_text(body: bytes) -> str:
+    try:
+        return body.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise SampleError(f"its text is not UTF-8 (byte {error.start})") from None

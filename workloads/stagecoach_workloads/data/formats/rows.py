@@ -15,11 +15,12 @@ _PLACEHOLDER = re.compile(r"\s*<image>\s*")
 def llava(given: Input, row: dict[str, Any], key: str) -> Sample:
     """LLaVA's and ShareGPT's: `id`, `image` (a path or a list), `conversations` of `from`/`value`; <image> in the text marks the place
     (haotian-liu/LLaVA docs/Finetune_Custom_Data.md)."""
-    named = row.get("image", row.get("images", []))
-    names = [named] if isinstance(named, str) else list(named or [])
+    names = _image_names(row)
     turns: list[Turn] = []
     shown = 0
-    for said in row.get("conversations") or row.get("messages") or []:
+    for said in _list_of(row, "conversations") or _list_of(row, "messages"):
+        if not isinstance(said, dict):
+            raise SampleError(f"a turn is a {type(said).__name__}, not an object of `from` and `value`")
         role = _ROLES.get(str(said.get("from", said.get("role", ""))))
         value = said.get("value", said.get("content"))
         if role is None or not isinstance(value, str):
@@ -44,6 +45,20 @@ def llava(given: Input, row: dict[str, Any], key: str) -> Sample:
     )
 
 
+def _list_of(row: dict[str, Any], field: str) -> list[Any]:
+    """The field's list; empty where it is missing or null. Raises SampleError for anything else."""
+    value = row.get(field)
+    if value is not None and not isinstance(value, list):
+        raise SampleError(f"`{field}` is a {type(value).__name__}, not a list")
+    return value or []
+
+
+def _image_names(row: dict[str, Any]) -> list[Any]:
+    """`image` or `images`: one path or a list of them. Raises SampleError for anything else."""
+    field = "image" if "image" in row else "images"
+    return [row[field]] if isinstance(row.get(field), str) else _list_of(row, field)
+
+
 def _with_images(text: str, first: int) -> list[Content]:
     """Text with <image> marks as content; images count from `first`."""
     parts = _PLACEHOLDER.split(text)
@@ -62,8 +77,7 @@ def preference(given: Input, row: dict[str, Any], key: str) -> Sample:
     answers = [row.get("chosen"), row.get("rejected")]
     if not isinstance(prompt, str) or not all(isinstance(answer, str) and answer.strip() for answer in answers):
         raise SampleError("needs the texts `prompt`, `chosen` and `rejected`")
-    named = row.get("image", row.get("images", []))
-    names = [named] if isinstance(named, str) else list(named or [])
+    names = _image_names(row)
     content = _with_images(prompt, 0)
     if not any(not isinstance(part, str) for part in content):
         content = [*(image(number) for number in range(len(names))), *content]
@@ -81,14 +95,15 @@ def text_line(given: Input, row: dict[str, Any], key: str) -> Sample:
 
 def coco(given: Input, key: str, begin: int, end: int) -> Found:
     """COCO captions: `images` of `id`, `file_name`; `annotations` of `image_id`, `caption` (cocodataset.org/#format-data, 5)."""
-    loaded = json_rows(given.uri, key)[0]
-    names = {item["id"]: item["file_name"] for item in loaded.get("images", []) if isinstance(item, dict)}
-    for number, note in enumerate(loaded["annotations"][begin:end], begin):
+    names, notes = _coco_parts(given, key)
+    for number, note in enumerate(notes[begin:end], begin):
         try:
-            caption = note.get("caption")
-            if note.get("image_id") not in names or not isinstance(caption, str):
+            if not isinstance(note, dict):
+                raise SampleError(f"is a {type(note).__name__}, not an object of `image_id` and `caption`")
+            shown, caption = str(note.get("image_id")), note.get("caption")
+            if shown not in names or not isinstance(caption, str):
                 raise SampleError(f"annotation has image_id {note.get('image_id')!r} and caption {str(caption)[:40]!r}")
-            body = named_image(given, names[note["image_id"]])
+            body = named_image(given, names[shown])
             yield Sample(
                 key=key_for(key, number), kind="pairs", category=given.category, turns=document(image(0), caption.strip()), images=(body,)
             )
@@ -96,9 +111,16 @@ def coco(given: Input, key: str, begin: int, end: int) -> Found:
             yield Rejected(f"{key} annotation {number}", str(error))
 
 
+def _coco_parts(given: Input, key: str) -> tuple[dict[str, Any], list[Any]]:
+    """(file name of every image by its id as text, annotations). Images without a name are left out: what names them is rejected."""
+    loaded = next(iter(json_rows(given.uri, key)), None)
+    parts = [loaded.get(field) if isinstance(loaded, dict) else None for field in ("images", "annotations")]
+    for field, part in zip(("images", "annotations"), parts, strict=True):
+        if not isinstance(part, list):
+            raise DataError(f"{given.uri}/{key}: has no list `{field}`; COCO's captions file (captions_*.json) is expected")
+    names = {str(item["id"]): item["file_name"] for item in parts[0] or [] if isinstance(item, dict) and {"id", "file_name"} <= item.keys()}
+    return names, parts[1] or []
+
+
 def count_coco(given: Input, key: str) -> int:
-    loaded = json_rows(given.uri, key)[0]
-    notes = loaded.get("annotations") if isinstance(loaded, dict) else None
-    if not isinstance(notes, list):
-        raise DataError(f"{given.uri}/{key}: has no list `annotations`; COCO's captions file (captions_*.json) is expected")
-    return len(notes)
+    return len(_coco_parts(given, key)[1])

@@ -1,0 +1,194 @@
+"""A row that is not what its format says is listed with the reason and never stops a conversion: whatever stands in it."""
+
+import contextlib
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from stagecoach.errors import DataError
+from stagecoach_workloads.data import media
+from stagecoach_workloads.data.convert import convert
+from stagecoach_workloads.data.formats import rows
+from stagecoach_workloads.data.formats.reading import Input
+from stagecoach_workloads.data.samples import Sample
+from stagecoach_workloads.data.tar import END, sample_bytes
+
+SAID = {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Ho"}]}
+PAIR = {"prompt": "Which?", "chosen": "a", "rejected": "b"}
+TEXT = {"text": "one line"}
+
+
+def jpeg() -> bytes:
+    held = io.BytesIO()
+    Image.new("RGB", (9, 9)).save(held, "JPEG")
+    return held.getvalue()
+
+
+def rejected_of(tmp_path: Path, format: str, name: str, body: bytes, *, samples: int = 1) -> list[str]:
+    """Reasons for the rows of one file of which `samples` are good."""
+    (tmp_path / name).write_bytes(body)
+    made = convert(f"file://{tmp_path}/{name}", f"file://{tmp_path}/out", format=format, budget=1.0)
+    assert made.counts.samples == samples
+    return [json.loads(line)["reason"] for line in (tmp_path / "out/rejected.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("format", "good", "bad", "says"),
+    [
+        ("llava", SAID, {"conversations": ["Hi"]}, "a turn is a str, not an object of `from` and `value`"),
+        ("llava", SAID, {"conversations": [None]}, "a turn is a NoneType"),
+        ("llava", SAID, {"conversations": {"from": "human"}}, "`conversations` is a dict, not a list"),
+        ("llava", SAID, {**SAID, "image": 3}, "`image` is a int, not a list"),
+        ("llava", SAID, {**SAID, "images": {"0": "a.jpg"}}, "`images` is a dict, not a list"),
+        ("llava", SAID, {**SAID, "image": [["a.jpg"]]}, "the path of a file is expected"),
+        ("llava", SAID, {"id": "nothing said"}, "neither text nor images"),
+        ("preference", PAIR, {**PAIR, "image": True}, "`image` is a bool, not a list"),
+        ("preference", PAIR, {**PAIR, "prompt": "<image>?"}, "shows image 0 and has 0"),
+        ("preference", PAIR, {**PAIR, "chosen": " "}, "needs the texts `prompt`, `chosen` and `rejected`"),
+        ("jsonl", TEXT, {"text": 7}, "has no `text`"),
+        ("jsonl", TEXT, [1], "a list, not an object"),
+    ],
+)
+def test_a_bad_row_beside_a_good_one_is_listed(format: str, good: Any, bad: Any, says: str, tmp_path: Path) -> None:
+    lines = f"{json.dumps(good)}\n{json.dumps(bad)}\n".encode()
+    [reason] = rejected_of(tmp_path, format, "rows.jsonl", lines)
+    assert says in reason
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.sampled_from(["", "human", "gpt", "<image>", "a.jpg", "../a", "https://x/a"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["from", "value", "role", "content"]), inner, max_size=3),
+    max_leaves=8,
+)
+FIELDS = ("image", "images", "conversations", "messages", "prompt", "question", "chosen", "rejected", "text", "content", "id")
+
+
+@settings(max_examples=150)
+@given(row=st.dictionaries(st.sampled_from(FIELDS), JSON, max_size=5), make=st.sampled_from([rows.llava, rows.preference, rows.text_line]))
+def test_whatever_a_row_holds_it_becomes_a_sample_or_a_reason(row: dict[str, Any], make: Callable[..., Sample]) -> None:
+    nowhere = Input(format="x", uri="memory://nowhere", files=(), images="memory://nowhere", category="c")
+    with contextlib.suppress(DataError):  # anything else that is raised would stop the conversion
+        assert isinstance(make(nowhere, row, "k"), Sample)
+
+
+@pytest.mark.parametrize(
+    ("images", "notes", "reasons"),
+    [
+        ([{"id": 1}], [{"image_id": 1, "caption": "no file"}], ["has image_id 1"]),
+        ([{"id": [1], "file_name": "a.jpg"}], [{"image_id": [2], "caption": "x"}], ["has image_id [2]"]),
+        (["a.jpg"], ["a caption", None], ["is a str, not an object", "is a NoneType, not an object"]),
+        ([], [{"image_id": 1, "caption": 3}], ["caption '3'"]),
+    ],
+)
+def test_coco_files_with_bad_images_and_annotations(images: Any, notes: list[Any], reasons: list[str], tmp_path: Path) -> None:
+    (tmp_path / "good.jpg").write_bytes(jpeg())
+    body = {"images": [*images, {"id": 99, "file_name": "good.jpg"}], "annotations": [*notes, {"image_id": 99, "caption": "black"}]}
+    told = rejected_of(tmp_path, "coco", "captions.json", json.dumps(body).encode())
+    assert len(told) == len(reasons)
+    assert all(says in reason for says, reason in zip(reasons, told, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("body", "says"), [({"annotations": []}, "`images`"), ({"images": [], "annotations": 3}, "`annotations`"), ([], "`images`")]
+)
+def test_what_is_no_captions_file_is_refused_by_name(body: Any, says: str, tmp_path: Path) -> None:
+    (tmp_path / "captions.json").write_text(json.dumps(body))
+    with pytest.raises(DataError, match=rf"captions\.json: has no list {says}"):
+        convert(f"file://{tmp_path}", f"file://{tmp_path}/out", format="coco")
+
+
+@pytest.mark.parametrize(
+    ("images", "texts", "says"),
+    [
+        ([5], [5], "`images` is a int and `texts` a int; both are lists"),
+        ([[None, None]], [[1, 2]], "`texts` holds a int"),
+        ([[None]], [["a", "b"]], "`images` has 1 entries and `texts` 2"),
+        ([["https://x.org/a.jpg", None]], [[None, "t"]], "download the images first"),
+        ([[{"bytes": b"no image", "path": None}, None]], [[None, "t"]], "not an image we read"),
+    ],
+)
+def test_interleaved_rows_that_hold_something_else(images: list[Any], texts: list[Any], says: str, tmp_path: Path) -> None:
+    pq.write_table(pa.table({"images": images, "texts": texts}), tmp_path / "docs.parquet")
+    with pytest.raises(DataError, match="no sample was written.*all are listed in"):
+        convert(f"file://{tmp_path}", f"file://{tmp_path}/out", format="obelics", budget=1.0)
+    assert says in json.loads((tmp_path / "out/rejected.jsonl").read_text())["reason"]
+
+
+def test_shards_with_texts_that_are_none_and_names_in_capitals(tmp_path: Path) -> None:
+    groups = [[("JPG", jpeg()), ("TXT", b"in capitals")], [("jpg", jpeg()), ("txt", b"\xff\xfe")], [("jpg", jpeg()), ("json", b"[1]")]]
+    body = b"".join(sample_bytes(f"k{number}", group)[0] for number, group in enumerate(groups)) + END
+    told = rejected_of(tmp_path, "webdataset", "s.tar", body)
+    assert ["its text is not UTF-8 (byte 0)" in told[0], "not an object" in told[1]] == [True, True]
+
+
+def test_a_key_that_is_there_twice_is_named_with_both_places(tmp_path: Path) -> None:
+    one = sample_bytes("k", [("jpg", jpeg()), ("txt", b"a")])[0]
+    (tmp_path / "s.tar").write_bytes(one + one + END)
+    with pytest.raises(DataError, match=rf"s\.tar: key k has two members \.jpg, at bytes 512 and {len(one) + 512:,}"):
+        convert(f"file://{tmp_path}/s.tar", f"file://{tmp_path}/out", format="webdataset")
+
+
+def test_a_damaged_page_does_not_take_the_others_along(tmp_path: Path) -> None:
+    page = b"<< /Type /Page /Parent 2 0 R /MediaBox [0 0 200 200] /Contents 4 0 R /Resources << /Font << /F1 5 0 R >> >> >>"
+    objects = (b"<< /Type /Catalog /Pages 2 0 R >>", b"<< /Type /Pages /Kids [9 0 R 3 0 R] /Count 2 >>", page,
+               b"<< /Length 42 >>\nstream\nBT /F1 24 Tf 20 100 Td (The second) Tj ET  \nendstream",
+               b"<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica >>")  # fmt: skip
+    body = b"%PDF-1.4\n" + b"".join(b"%d 0 obj\n%s\nendobj\n" % (number, item) for number, item in enumerate(objects, 1))
+    [reason] = rejected_of(tmp_path, "pdf", "a.pdf", body + b"trailer << /Root 1 0 R >>\n%%EOF")
+    assert "cannot be read" in reason
+
+
+def video(path: Path) -> None:
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=1)
+        stream.width, stream.height = 32, 32
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(np.zeros((32, 32, 3), np.uint8), format="rgb24")))
+        container.mux(stream.encode())
+
+
+def sound(path: Path) -> None:
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("pcm_s16le", rate=8000, layout="mono")
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 800), np.int16), format="s16", layout="mono")
+        frame.rate = 8000
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+
+
+def test_videos_without_frames_and_with_frames_too_large_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sound(tmp_path / "sound.mkv")
+    video(tmp_path / "empty.avi")
+    whole = (tmp_path / "empty.avi").read_bytes()
+    (tmp_path / "empty.avi").write_bytes(whole[: whole.index(b"movi") + 4])  # a header, and no frame behind it
+    for name in ("sound", "empty"):
+        (tmp_path / f"{name}.txt").write_text("a caption")
+    with pytest.raises(DataError, match="no sample was written"):
+        convert(f"file://{tmp_path}", f"file://{tmp_path}/out", format="video")
+    told = {line["source"]: line["reason"] for line in map(json.loads, (tmp_path / "out/rejected.jsonl").read_text().splitlines())}
+    assert told.keys() == {"sound.mkv", "empty.avi"}
+    assert told["sound.mkv"] == "has no video stream"
+    assert told["empty.avi"] == "has no frames" or told["empty.avi"].startswith("cannot be decoded")
+    monkeypatch.setattr(media, "MAX_PIXELS", 1000)
+    video(tmp_path / "large.mp4")
+    with pytest.raises(media.MediaRefused, match="32 x 32 pixels; at most 1,000 are decoded"):
+        media.video_frames((tmp_path / "large.mp4").read_bytes(), fps=1, most=4)
+
+
+def test_a_conversion_that_the_budget_stops_leaves_the_whole_list(tmp_path: Path) -> None:
+    (tmp_path / "t.jsonl").write_text("".join('{"text": "x"}\n' if number % 2 else f'{{"no": {number}}}\n' for number in range(200)))
+    with pytest.raises(DataError, match=r"100 of 200 rows could not be converted.*all are listed in .*rejected\.jsonl"):
+        convert(f"file://{tmp_path}/t.jsonl", f"file://{tmp_path}/out", format="jsonl", budget=0.1)
+    listed = [json.loads(line) for line in (tmp_path / "out/rejected.jsonl").read_text().splitlines()]
+    assert [line["source"] for line in listed] == [f"t.jsonl row {number}" for number in range(0, 200, 2)]
+    assert not (tmp_path / "out/dataset.json").exists()

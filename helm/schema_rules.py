@@ -38,7 +38,7 @@ NARROWED: dict[str, dict[str, Any]] = {
     "site.mode": {"enum": ["development", "production"]},
     "site.namespace": _NAME_OR_EMPTY,
     "site.queue": _NAME_OR_EMPTY,
-    "site.launcher": {"enum": ["jobset", "kubernetes", "ray", "local"]},
+    "site.launcher": {"enum": ["jobset", "kubernetes"]},  # the others run no pods, or are not built yet
     "site.graceSeconds": {"minimum": 1, "maximum": 86400},
     "site.priorityClasses": _TEXTS,
     "site.pods.topology": {"pattern": "^((required|preferred):.+|unconstrained)?$"},
@@ -150,6 +150,7 @@ def _filled() -> dict[str, Any]:
 
 _SERVER, _DATABASE = "prefect.server", "prefect.server.database"
 _INGRESS, _AUTH_SECRET = f"{_SERVER}.ingress.enabled", f"{_SERVER}.auth.secret"
+_LAUNCHER, _POLICIES = "site.launcher", "networkPolicies.enabled"
 _CIDR_OF_DATABASE = f"{_DATABASE}.postgresql.cidr"
 _BY_DIGEST = "sha256:... of the image, because a tag may change under a run and site.mode is production (or set site.mode=development)"
 RULES = (
@@ -201,6 +202,30 @@ RULES = (
     Rule(
         {f"{_DATABASE}.kind": _is("postgresql"), f"{_DATABASE}.sqlite.persistent": _is(True)}, f"{_DATABASE}.sqlite.persistent",
         "false, because prefect.server.database.kind is postgresql and the claim would stay empty",
+    ),
+    Rule(
+        {_LAUNCHER: _is("kubernetes"), "queues.enabled": _is(True)}, "queues.enabled",
+        "false, because site.launcher is kubernetes: these queues are Kueue's, and Volcano has its own. Name one in site.queue",
+    ),
+    Rule(
+        {_LAUNCHER: _is("kubernetes"), "site.queue": _is("")}, "site.queue",
+        "a Volcano queue, such as default: Volcano takes no job without one",
+    ),
+    Rule(
+        {_LAUNCHER: _is("kubernetes"), "site.pods.topology": _filled()}, "site.pods.topology",
+        "empty, because site.launcher is kubernetes: topology is Kueue's, and Volcano would place the gang anywhere",
+    ),
+    Rule(
+        {_POLICIES: _is(True), "networkPolicies.bucket": _is([]), "bucket.endpoint": _is("")}, "networkPolicies.bucket",
+        "the bucket's networks, such as [{cidr: 10.20.0.0/16, ports: [443]}]: policies would keep every pod from the bucket",
+    ),
+    Rule(
+        {_POLICIES: _is(True), "networkPolicies.apiServer": _is([])}, "networkPolicies.apiServer",
+        "the API server's networks, such as [{cidr: 10.0.0.1/32, ports: [443]}]: policies would keep the worker from it",
+    ),
+    Rule(
+        {"deployments.enabled": _is(False), "deployments.webhookSecret": _filled()}, "deployments.webhookSecret",
+        "empty, or set deployments.enabled=true: the job that registers notices is not made",
     ),
     Rule(
         {"monitoring.serviceMonitor": _is(True), f"{_SERVER}.enabled": _is(False)}, "monitoring.serviceMonitor",

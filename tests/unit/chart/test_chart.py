@@ -136,6 +136,13 @@ def test_examples_are_accepted(example: str) -> None:
         ({"prefect__server__database__kind": "postgresql"}, "prefect.server.database.postgresql.cidr", "reach nothing else"),
         ({"prefect__server__database__postgresql__secret": "db"}, "prefect.server.database.kind", "(or empty that)"),
         ({"monitoring__serviceMonitor": True, "prefect__server__metrics": False}, "monitoring.serviceMonitor", "serves none"),
+        ({"site__launcher": "ray"}, "site.launcher", "is not one of ['jobset', 'kubernetes']"),
+        ({"site__launcher": "kubernetes", "queues__enabled": True}, "queues.enabled", "these queues are Kueue's"),
+        ({"site__launcher": "kubernetes"}, "site.queue", "Volcano takes no job without one"),
+        ({"site__launcher": "kubernetes", "site__pods__topology": "required:rack"}, "site.pods.topology", "topology is Kueue's"),
+        ({"networkPolicies__bucket": []}, "networkPolicies.bucket", "keep every pod from the bucket"),
+        ({"networkPolicies__apiServer": []}, "networkPolicies.apiServer", "keep the worker from it"),
+        ({"deployments__enabled": False, "deployments__webhookSecret": "notices"}, "deployments.webhookSecret", "is not made"),
         ({"site__secrets": [{"variable": "A"}]}, "site.secrets.0", "is a required property"),
         ({"networkPolicies__bucket": [{"cidr": "everywhere", "ports": [443]}]}, "networkPolicies.bucket.0.cidr", "does not match"),
         ({"namespaces": ["Training"]}, "namespaces.0", "does not match"),
@@ -194,6 +201,16 @@ def test_only_who_talks_to_the_cluster_has_a_token(example: str) -> None:
         "Deployment stagecoach-worker",
         *(f"Pod stagecoach-test-{name}" for name in ("api", "access", "bucket", "preflight")),
     ]
+
+
+def test_jobs_pull_with_the_mirrors_secret_too() -> None:
+    """Launchers name no pull secret: their pods have what their account has."""
+    rendered = documents(ROOT / "helm/rendered/production.yaml")
+    accounts = [one for one in rendered if one["kind"] == "ServiceAccount" and one["metadata"]["name"] == "stagecoach-trainer"]
+    assert [one["metadata"]["namespace"] for one in accounts] == ["training", "research"]
+    secrets = [{"name": "mirror"}]
+    assert all(one["imagePullSecrets"] == secrets for one in accounts)
+    assert all(spec["imagePullSecrets"] == secrets for _, spec in pod_specs(rendered))
 
 
 def test_secrets_are_referred_to_and_never_written() -> None:
@@ -319,6 +336,17 @@ def test_what_is_rendered_stands_as_rendered(tmp_path: Path) -> None:
 
 
 @needs("helm")
+@pytest.mark.parametrize("topology", ["required:rack", "preferred:block", "unconstrained"])
+def test_helm_takes_a_topology_whose_level_the_queues_have(topology: str) -> None:
+    command = ["helm", "template", "stagecoach", CHART, "--kube-version", "1.34.0", "--set", "site.root=s3://b/p,queues.enabled=true"]
+    flavor = "queues.flavors[0].name=gpu,queues.flavors[0].nodeLabels.pool=gpu,queues.flavors[0].quota.cpu=8"
+    command += ["--set", f"{flavor},queues.topologyLevels={{block,rack}},site.pods.topology={topology}"]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert f'topology = "{topology}"' in done.stdout
+
+
+@needs("helm")
 @pytest.mark.parametrize(
     ("settings", "hint"),
     [
@@ -326,6 +354,8 @@ def test_what_is_rendered_stands_as_rendered(tmp_path: Path) -> None:
         (["site.environment.AWS_SECRET_ACCESS_KEY=x"], "Put it into a Secret and refer to it"),
         (["queues.enabled=true", "queues.topologyLevels={rack}"], "has no nodeLabels, which Kueue wants of a flavor in a topology"),
         (["queues.enabled=true", "site.priorityClasses.default=urgent"], "is not among queues.priorityClasses"),
+        (["queues.enabled=true", "site.pods.topology=required:rack"], "queues.topologyLevels (none) has no such level"),
+        (["queues.enabled=true", "site.pods.topology=unconstrained"], "Kueue would admit no job"),
         (["worker.replcas=2"], "there is no such key here, only graceSeconds"),
     ],
 )

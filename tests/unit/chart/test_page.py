@@ -2,10 +2,13 @@
 
 import re
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
+import yaml
 
 from stagecoach.cli import cli
 
@@ -27,6 +30,30 @@ def test_every_block_is_carried_out_by_a_test_or_left_out(capsys: pytest.Capture
     assert lines
     with capsys.disabled():
         print("\nleft out, they need GPUs or a registry:", *lines, sep="\n  ")
+
+
+def secrets_in(thing: Any) -> Iterator[str]:
+    """Names of secrets that rendered objects refer to."""
+    if isinstance(thing, list):
+        for inner in thing:
+            yield from secrets_in(inner)
+    elif isinstance(thing, dict):
+        for key, inner in thing.items():
+            if key == "secretName" or (key == "name" and set(thing) == {"name", "key"}):
+                yield inner
+            elif key == "imagePullSecrets":
+                yield from (one["name"] for one in inner)
+            else:
+                yield from secrets_in(inner)
+
+
+def test_every_secret_that_the_production_example_names_is_made_before_it_is_installed() -> None:
+    rendered = list(yaml.safe_load_all((PAGE.parent / "rendered/production.yaml").read_text()))
+    named = set(secrets_in(rendered))
+    assert {"prefect-database", "hugging-face", "mirror", "stagecoach-tls"} <= named  # each by another kind of reference
+    block = next(block for block in blocks("sh left-out") if "examples/production.yaml" in block)
+    before, _, _ = block.partition("helm install")
+    assert set(re.findall(r"kubectl create secret \S+ (\S+) -n", before)) == named
 
 
 def shown_commands() -> list[str]:

@@ -42,6 +42,7 @@ def submit_job(launcher: Launcher, job: JobFolder, spec: LaunchSpec, *, after_fa
         ended = settle(launcher, job, newest) if newest else None
         if newest and ended is None:
             _check_same(launcher, newest, spec)
+            logger.info("{}", who_holds(job, newest))
             return _hand_over(launcher, job, _spec_of(newest, job))
         if newest and ended:
             if ended.exit_code == ExitCode.DONE:
@@ -140,6 +141,15 @@ def without_bad_machines(launcher: Launcher, job: JobFolder, spec: LaunchSpec) -
     ends = (job.attempt_end(number) for number in reversed(job.attempt_numbers()))
     excluded = sorted({*spec.excluded_nodes, *bad_machines(ends)})
     return replace(spec, excluded_nodes=tuple(excluded))
+
+
+def who_holds(job: JobFolder, newest: Submission) -> str:
+    """A sentence for whoever asks for a job that is under way already: whose it is, and where it runs (reliability.md B49)."""
+    submitted = f"{newest.name!r} was submitted to launcher {newest.launcher!r} at {newest.created_at} and has not ended"
+    start = job.newest_attempt()
+    if start is None or start.submission != newest.submission:
+        return f"{submitted}; attached to it, no attempt of it has begun yet"
+    return f"{submitted}; attached to it: attempt {start.attempt} began at {start.started_at}, led from {start.leader_host}"
 
 
 def _hand_over(launcher: Launcher, job: JobFolder, spec: LaunchSpec) -> RunHandle:

@@ -10,6 +10,7 @@ from types import FrameType
 from typing import Any
 
 import pytest
+from loguru import logger
 
 import stagecoach.launch.submit as submit_module
 from stagecoach.constants import Phase
@@ -19,7 +20,7 @@ from stagecoach.contract.records import canonical_json, to_plain
 from stagecoach.errors import ClusterUnavailable, ConfigError, ContractError, RunFailed
 from stagecoach.launch.registry import LAUNCHERS, get_launcher
 from stagecoach.launch.submit import settle, submit_job, wait_job, with_number
-from stagecoach.testing.builders import attempt_end, attempt_start, launch_spec, submission
+from stagecoach.testing.builders import TIME, attempt_end, attempt_start, launch_spec, submission
 from stagecoach.testing.fake_launcher import Crashed, FakeCluster, FakeLauncher
 
 
@@ -64,6 +65,32 @@ def test_submitting_twice_attaches(job: JobFolder, cluster: FakeCluster) -> None
     first = submit_job(FakeLauncher(cluster), job, spec_for(job))
     assert submit_job(FakeLauncher(cluster), job, spec_for(job)) == first
     assert len(job.submissions()) == len(cluster.jobs) == 1
+
+
+def test_whoever_attaches_is_told_who_holds_the_job(job: JobFolder, cluster: FakeCluster) -> None:
+    """B49."""
+    said: list[str] = []
+    sink = logger.add(lambda message: said.append(message.record["message"]), level="INFO")
+    try:
+        handle = submit_job(FakeLauncher(cluster), job, spec_for(job))
+        assert said == []  # the first one holds it
+        (claim,) = job.submissions()
+        submitted = f"'{handle.name}' was submitted to launcher 'fake' at {claim.created_at} and has not ended; attached to it"
+        submit_job(FakeLauncher(cluster), job, spec_for(job))
+        job.claim_attempt(attempt_start(attempt=3, submission=1, leader_host="gpu-17"))
+        submit_job(FakeLauncher(cluster), job, spec_for(job))
+        cluster.finish(handle.name, 143)
+        submit_job(FakeLauncher(cluster), job, spec_for(job))  # the next one is its own
+        submit_job(FakeLauncher(cluster), job, spec_for(job))  # whose first attempt has not begun
+    finally:
+        logger.remove(sink)
+    assert [words.removeprefix(submitted) for words in said[:2]] == [
+        ", no attempt of it has begun yet",
+        f": attempt 3 began at {TIME}, led from gpu-17",
+    ]
+    assert len(said) == 3
+    assert said[2].startswith(f"'{job.submissions()[-1].name}' was submitted")
+    assert said[2].endswith("no attempt of it has begun yet")  # attempt 3 was the other submission's
 
 
 def test_32_callers_at_once_get_one_job(job: JobFolder, cluster: FakeCluster) -> None:

@@ -10,16 +10,20 @@ from pathlib import Path
 from typing import Any
 
 MAX_WAITING = 10_000  # lines kept while the pipe is full
-MAX_LINE_BYTES = 4096  # PIPE_BUF: a longer write to a pipe may be cut
+MAX_LINE_BYTES = 1 << 16  # a quarter of what the supervisor takes for one line; the ids of a batch, or hundreds of categories, fit
 CLOSE_S = 3.0
 
 
 class EventPipe:
-    """Lines into the FIFO; never blocks, never raises. What had to be dropped is counted in a line of its own."""
+    """Lines into the FIFO; never blocks, never raises. What had to be dropped is counted in a line of its own.
+
+    We are its only writer, so a line that is longer than the pipe has room for (PIPE_BUF, at worst) goes in parts.
+    """
 
     def __init__(self, fifo: Path) -> None:
         self._waiting: deque[bytes] = deque()
         self._dropped = 0
+        self._is_cut = False  # the first line that waits is the rest of one
         try:
             self._pipe = os.open(fifo, os.O_WRONLY | os.O_NONBLOCK)
         except OSError:
@@ -52,11 +56,14 @@ class EventPipe:
         while self._waiting or self._dropped:
             if self._dropped and len(self._waiting) < MAX_WAITING:
                 note = {"t": time.time(), "name": "events_dropped", "value": self._dropped}
-                self._waiting.appendleft(json.dumps(note).encode() + b"\n")
+                self._waiting.insert(int(self._is_cut), json.dumps(note).encode() + b"\n")
                 self._dropped = 0
             try:
-                os.write(self._pipe, self._waiting[0])
+                written = os.write(self._pipe, self._waiting[0])
             except OSError:  # full, or the reader is gone
                 return False
-            self._waiting.popleft()
+            rest = self._waiting.popleft()[written:]
+            self._is_cut = bool(rest)
+            if rest:
+                self._waiting.appendleft(rest)
         return True

@@ -10,7 +10,7 @@ from pathlib import Path
 from stagecoach.contract.ledger import JobFolder
 from stagecoach.storage.errors import StoreUnavailable
 from stagecoach.supervisor.logs import SEGMENT_BYTES, PipeReader, SegmentWriter, Shipper, open_fifo
-from stagecoach_workloads.events import MAX_WAITING, EventPipe
+from stagecoach_workloads.events import MAX_LINE_BYTES, MAX_WAITING, EventPipe
 
 
 class FailingJob(JobFolder):
@@ -104,3 +104,24 @@ def test_events_that_nobody_reads_are_dropped_and_counted(tmp_path: Path) -> Non
     dropped = sum(event["value"] for event in events if event["name"] == "events_dropped")
     assert dropped > 0
     assert len([event for event in events if event["name"] == "loss"]) + dropped == MAX_WAITING + 5000
+
+
+def test_a_line_longer_than_the_pipe_has_room_for_goes_in_parts_and_comes_whole(tmp_path: Path) -> None:
+    """The ids of a batch, or the losses of hundreds of categories: more than the kernel takes at once, and a pipe that is nearly full."""
+    fifo = open_fifo(tmp_path / "events")
+    pipe = EventPipe(tmp_path / "events")
+    sent = [{"step": number, "name": "skipped", "value": {"sample_ids": ["x" * 1000] * 40}} for number in range(5)]
+    for event in sent:
+        pipe.write(event)  # the pipe holds 64 KiB: the second is cut
+    pipe.write({"name": "too long", "value": "y" * MAX_LINE_BYTES})
+    lines: list[str] = []
+    reader = PipeReader(fifo, lines.append)
+    closing = threading.Thread(target=pipe.close)
+    closing.start()
+    while closing.is_alive():
+        reader.read(everything=True)
+    reader.finish()
+    events = [json.loads(line) for text in lines for line in text.splitlines()]
+    assert [event for event in events if event["name"] == "skipped"] == sent
+    assert [event["value"] for event in events if event["name"] == "events_dropped"] == [1]
+    assert len(events) == 6

@@ -4,13 +4,16 @@ import random
 from dataclasses import replace
 
 import numpy as np
+import pytest
 import torch
 
 from stagecoach.contract.plan import DatasetRef, DatasetStats
+from stagecoach.errors import CheckpointError
 from stagecoach_workloads.data.work.collate import IGNORE_INDEX, Batch
 from stagecoach_workloads.testing.phases import PhaseFault, ordered, reached
 from stagecoach_workloads.train.agreement import hash_of_ids
-from stagecoach_workloads.train.state import derive_random_state, random_state, set_random_state
+from stagecoach_workloads.train.guard import Guard
+from stagecoach_workloads.train.state import TrainState, derive_random_state, random_state, set_random_state
 from stagecoach_workloads.train.step import means_by_label, source_of_positions, with_rows
 
 
@@ -26,7 +29,9 @@ def batch(rows: int = 2) -> Batch:
 
 
 def draws() -> tuple[float, ...]:
-    return (float(torch.rand(())), float(np.random.random()), random.random(), random.gauss(0, 1), float(torch.randn(())))
+    """An odd number of normal ones each: Python and numpy draw them in pairs, and keep the second one."""
+    ones = (float(torch.rand(())), float(np.random.random()), random.random())
+    return (*ones, random.gauss(0, 1), float(np.random.standard_normal()), float(torch.randn(())))
 
 
 def test_random_numbers_go_on_where_they_were() -> None:
@@ -37,6 +42,24 @@ def test_random_numbers_go_on_where_they_were() -> None:
     draws()
     set_random_state(kept)
     assert draws() == expected
+
+
+def test_random_numbers_of_a_checkpoint_that_says_nothing_of_numpys_second_one_go_on_too() -> None:
+    derive_random_state(1, 2, 3)
+    kept = random_state()
+    del kept["numpy_gauss"]  # as written before it was kept
+    expected = draws()
+    set_random_state(kept)
+    assert draws() == expected
+
+
+@pytest.mark.parametrize("found", ["stagecoach.train_state/2", None])
+def test_values_of_another_format_are_refused_before_anything_is_taken_from_them(found: str | None) -> None:
+    """F40: a newer Stagecoach's state.json may mean something else by the same names."""
+    state = TrainState(model=None, optimizer=None, guard=Guard())  # type: ignore[arg-type]
+    with pytest.raises(CheckpointError, match=r"has the format .*; this program reads stagecoach\.train_state/1"):
+        state.take_up({"format": found, "step": 7})
+    assert state.step == 0
 
 
 def test_random_numbers_derived_from_a_place_depend_on_seed_step_and_rank() -> None:

@@ -16,6 +16,7 @@ from torch.distributed.tensor import DTensor
 from stagecoach.checkpoints.tensors import WeightsDigest
 from stagecoach.contract.identity import identity_fields
 from stagecoach.contract.plan import StagePlan
+from stagecoach.errors import CheckpointError
 from stagecoach.storage.digest import Digest
 from stagecoach_workloads.checkpoints.state import CheckpointState, dtype_name
 from stagecoach_workloads.data.work.quarantine import QuarantineBudget
@@ -73,7 +74,12 @@ class TrainState:
         return state
 
     def take_up(self, shared: dict[str, Any]) -> None:
-        """Goes on from the values of a checkpoint."""
+        """Goes on from the values of a checkpoint. Raises CheckpointError for values of another format (F40)."""
+        if shared.get("format") != STATE_FORMAT:
+            raise CheckpointError(
+                f"state.json of the checkpoint has the format {shared.get('format')!r}; this program reads {STATE_FORMAT}: go on with the "
+                "version that wrote it"
+            )
         self.step, self.tokens, self.images = int(shared["step"]), int(shared["tokens"]), int(shared["images"])
         self.last_loss, self.data, self.rewinds = shared["loss"], shared["data"], list(shared["rewinds"])
         self.metrics = dict(shared["metrics"])
@@ -88,10 +94,11 @@ def random_state() -> dict[str, str]:
     """This rank's generators, as text."""
     version, internal, gauss = random.getstate()
     numpy_state: Any = np.random.get_state(legacy=True)
-    _, keys, place, _, _ = numpy_state
+    _, keys, place, has_gauss, numpy_gauss = numpy_state
     states = {
         "torch": _text(torch.get_rng_state().numpy().tobytes()),
         "numpy": _text(keys.tobytes() + int(place).to_bytes(4, "little")),
+        "numpy_gauss": repr(float(numpy_gauss)) if has_gauss else "-",  # normal numbers are drawn two at a time: the second one waits
         "python": f"{version} {gauss if gauss is not None else '-'} {_text(np.array(internal, np.uint64).tobytes())}",
     }
     if torch.cuda.is_available():
@@ -104,7 +111,9 @@ def set_random_state(states: dict[str, str]) -> None:
     torch.set_rng_state(_tensor(states["torch"]))
     numpy_state = base64.b64decode(states["numpy"])
     keys = np.frombuffer(numpy_state[:-4], np.uint32)
-    np.random.set_state(("MT19937", keys, int.from_bytes(numpy_state[-4:], "little"), 0, 0.0))
+    waiting = states.get("numpy_gauss", "-")  # older checkpoints do without
+    pair = (0, 0.0) if waiting == "-" else (1, float(waiting))
+    np.random.set_state(("MT19937", keys, int.from_bytes(numpy_state[-4:], "little"), *pair))
     version, gauss, internal = states["python"].split(" ")
     numbers = tuple(int(number) for number in np.frombuffer(base64.b64decode(internal), np.uint64))
     random.setstate((int(version), numbers, None if gauss == "-" else float(gauss)))

@@ -118,6 +118,12 @@ class RunLog:
             self._sink.scalars(step, {f"validation/{name}": value for name, value in losses.items()})
             self._say(f"step {step} validation: {', '.join(f'{name} {value:.4g}' for name, value in sorted(losses.items()))}")
 
+    def nothing_to_do(self, step: int) -> None:
+        """Tells that training had come to its end before this attempt (B48)."""
+        self.event("nothing_to_do", {"step": step, "steps": self._steps}, step=step)
+        if self._is_first:
+            self._say(f"nothing to do: step {step} of {self._steps} is committed already")
+
     def rewound(self, step: int, *, tokens: int, images: int) -> None:
         """Training is back at `step`: what was trained on after it counts no more."""
         self._step, self._tokens, self._images = step, tokens, images

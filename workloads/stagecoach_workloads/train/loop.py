@@ -24,7 +24,7 @@ from stagecoach_workloads.train.saving import Saving
 from stagecoach_workloads.train.schedule import rate_scale
 from stagecoach_workloads.train.state import TrainState, derive_random_state, set_random_state
 from stagecoach_workloads.train.step import Gradients, compute_gradients
-from stagecoach_workloads.train.validation import FixedValidation
+from stagecoach_workloads.train.validation import FixedValidation, any_rank_says
 
 IDS_PER_EVENT = 40
 
@@ -180,7 +180,7 @@ class Run:
                 return  # a stop cut it short
             self.state.metrics = {f"validation/{name}": value for name, value in losses.items()}
             self.log.validation(self.state.step, losses)
-            if self.samples is not None:
+            if self.samples is not None and not any_rank_says(self._should_leave_evaluation()):
                 self.log.samples(self.state.step, *self.samples.shown(self.state.model))
 
     def _should_leave_evaluation(self) -> bool:

@@ -84,7 +84,7 @@ def _run_stage(context: RankContext) -> None:
     )  # fmt: skip
     try:
         if state.step >= steps:
-            log.event("nothing_to_do", {"step": state.step, "steps": steps})
+            log.nothing_to_do(state.step)
         run.train()
         leave_result(context, run, fingerprints)
         dist.barrier()  # leaving earlier could abort a peer in gloo's threads

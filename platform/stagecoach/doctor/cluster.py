@@ -11,6 +11,8 @@ from stagecoach.launch.kube.errors import NoSuchKind, NotFound
 
 OLDEST = (1, 30)  # podFailurePolicy and podReplacementPolicy behave as the JobSets expect
 JOBSET_KIND = "jobset.x-k8s.io/jobset"
+KUEUES_OWN = ["batch/job"]  # what it manages where its settings name no frameworks (its apis/config/v1beta2/defaults.go)
+SETTINGS = "controller_manager_config.yaml"
 
 
 def check_version(place: Place, kube: Kube) -> Iterator[Fact]:
@@ -54,30 +56,33 @@ def check_kueue(place: Place, kube: Kube) -> Iterator[Fact]:
         return
     path = paths.of(paths.CORE, "configmaps", "kueue-system", "kueue-manager-config")
     try:
-        data = kube.get(path, what="read Kueue's settings").get("data", {})
+        text = (kube.get(path, what="read Kueue's settings").get("data") or {}).get(SETTINGS)
+        trouble = "" if text else f"kueue-manager-config has no {SETTINGS}"
     except StagecoachError as error:
+        text, trouble = None, str(error)
+    if not text:
         yield Fact(
             check="kueue",
             verdict="unknown",
-            fact=f"Kueue's settings cannot be read: {error}",
+            fact=f"Kueue's settings cannot be read: {trouble}",
             do=f"ask its administrator whether integrations.frameworks has {JOBSET_KIND} (chart: rbac.clusterReader lets doctor look)",
         )
         return
     import yaml  # comes with the cluster's client
 
-    yield from judge_kueue(yaml.safe_load(data.get("controller_manager_config.yaml", "")) or {})
+    yield from judge_kueue(yaml.safe_load(text) or {})
 
 
 def judge_kueue(settings: dict[str, Any]) -> Iterator[Fact]:
     """`settings`: Kueue's Configuration."""
-    frameworks = settings.get("integrations", {}).get("frameworks", [JOBSET_KIND])
+    frameworks = (settings.get("integrations") or {}).get("frameworks") or KUEUES_OWN
     if JOBSET_KIND in frameworks:
         yield Fact(check="kueue", verdict="ok", fact="Kueue manages JobSets")
     else:
         yield Fact(
             check="kueue",
             verdict="bad",
-            fact=f"Kueue manages {', '.join(frameworks) or 'nothing'}, no JobSets",
+            fact=f"Kueue manages {', '.join(frameworks)}, no JobSets",
             do=f"add {JOBSET_KIND} to integrations.frameworks and restart Kueue: JobSets would start unqueued, or never",
         )
     waiting = settings.get("waitForPodsReady") or {}

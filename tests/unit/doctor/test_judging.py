@@ -101,6 +101,12 @@ def test_kueue_that_does_not_manage_jobsets_is_bad() -> None:
     assert "30m" in good[1].fact
 
 
+@pytest.mark.parametrize("settings", [{}, {"integrations": None}, {"integrations": {"frameworks": []}}])
+def test_kueue_without_a_list_manages_plain_jobs_alone(settings: dict[str, Any]) -> None:
+    (fact,) = judge_kueue(settings)
+    assert (fact.verdict, fact.fact) == ("bad", "Kueue manages batch/job, no JobSets")
+
+
 @pytest.mark.parametrize(("skew", "verdict"), [(0.0, "ok"), (1.5, "ok"), (60.0, "warning"), (900.0, "bad")])
 def test_a_clock_is_judged_by_what_it_breaks(skew: float, verdict: str) -> None:
     assert judge_skew(skew).verdict == verdict

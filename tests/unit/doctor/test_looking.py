@@ -19,7 +19,7 @@ from stagecoach.contract.ledger import JobFolder
 from stagecoach.doctor.access import APART, NEEDED, VOLCANO, check_access
 from stagecoach.doctor.bucket import check_bucket
 from stagecoach.doctor.clock import check_clock
-from stagecoach.doctor.cluster import check_version
+from stagecoach.doctor.cluster import check_kueue, check_version
 from stagecoach.doctor.examine import CHECKS
 from stagecoach.doctor.facts import Fact, Place
 from stagecoach.doctor.grace import saves
@@ -125,6 +125,19 @@ def test_versions_that_are_too_old_or_absent_are_told(tmp_path: Path) -> None:
     assert "Kubernetes v1.28.3" in found["bad"][0]
     assert "jobset.x-k8s.io is not installed" in found["bad"][1]
     assert "serves only v1beta1" in found["bad"][2]
+
+
+def test_kueues_settings_are_read_where_they_may_be_and_are_there(tmp_path: Path) -> None:
+    path, at = "/api/v1/namespaces/kueue-system/configmaps/kueue-manager-config", place(tmp_path, launcher="jobset", queue="q")
+
+    def told(data: dict[str, str]) -> dict[str, list[str]]:
+        return by_verdict(check_kueue(at, kube_of({path: {"data": data}})))
+
+    listed = "integrations:\n  frameworks: [jobset.x-k8s.io/jobset]\n"
+    assert told({"controller_manager_config.yaml": listed}) == {"ok": ["Kueue manages JobSets"]}
+    assert list(told({"controller_manager_config.yaml": "kind: Configuration\n"})) == ["bad"]
+    assert "has no controller_manager_config.yaml" in told({"another.yaml": listed})["unknown"][0]
+    assert "not found" in by_verdict(check_kueue(at, kube_of({})))["unknown"][0]
 
 
 def test_a_queue_that_is_not_there_is_told_with_its_namespace(tmp_path: Path) -> None:

@@ -242,6 +242,14 @@ def test_a_plain_app_gets_a_name_of_its_own_that_fits_its_pods() -> None:
     assert all(len(f"{name}-train-0-1") <= 63 and name.startswith("some-very-long") for name in names)
 
 
+def test_nodes_that_are_excluded_are_so_by_name_whatever_their_host_name_says() -> None:
+    jobset = yaml.safe_load(JobsetLauncher(site=Site()).dry_run(replace(stage_spec(), excluded_nodes=("gpu-7", "gpu-9"))))
+    (term,) = pod_of(jobset)["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"]
+    by_name = [(rule["key"], rule["operator"], rule["values"]) for rule in term["matchFields"]]
+    assert by_name == [("metadata.name", "NotIn", ["gpu-7"]), ("metadata.name", "NotIn", ["gpu-9"])]  # the API takes one value each
+    assert "affinity" not in pod_of(yaml.safe_load(JobsetLauncher(site=Site()).dry_run(replace(stage_spec(), excluded_nodes=()))))
+
+
 def test_without_a_queue_the_job_is_not_suspended_and_not_queued() -> None:
     jobset = plain_jobset()
     assert "suspend" not in jobset["spec"]

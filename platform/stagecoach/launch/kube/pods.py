@@ -5,7 +5,7 @@ A template is static, and so the same for every node and every attempt: what dif
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from stagecoach.contract.launch import LaunchSpec, SecretRef, Topology
@@ -170,10 +170,16 @@ def _placement(resource: "Resource", options: PodOptions) -> Obj:
     found: Obj = {"nodeSelector": selector} if selector else {}
     found["tolerations"] = [*LOST_NODE, *(_toleration(item) for item in options.tolerations)]
     if options.excluded_nodes:
-        rule = {"key": "kubernetes.io/hostname", "operator": "NotIn", "values": list(options.excluded_nodes)}
-        terms = {"nodeSelectorTerms": [{"matchExpressions": [rule]}]}
-        found["affinity"] = {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": terms}}
+        found["affinity"] = {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": _elsewhere(options.excluded_nodes)}}
     return found
+
+
+def _elsewhere(nodes: Sequence[str]) -> Obj:
+    """None of these nodes, by name as the ledger has it (a field takes one value a rule). A host name's label is another one in some
+    clouds; it is said as well, for who places gangs by labels alone."""
+    label = {"key": "kubernetes.io/hostname", "operator": "NotIn", "values": list(nodes)}
+    fields = [{"key": "metadata.name", "operator": "NotIn", "values": [node]} for node in nodes]
+    return {"nodeSelectorTerms": [{"matchExpressions": [label], "matchFields": fields}]}
 
 
 def _toleration(item: Toleration) -> Obj:

@@ -4,7 +4,7 @@ Built on TorchX 0.7.0's `Scheduler`; `torchx_plugin.py` registers it as `jobset`
 image holds the code, names are TorchX's random ones. An AppDef with a LaunchSpec in it is create-or-attach by name.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
@@ -16,7 +16,9 @@ from torchx.specs import AppDef, AppDryRunInfo, AppState, ReplicaState, ReplicaS
 
 from stagecoach.constants import Phase
 from stagecoach.contract.launch import JobState, LaunchSpec
+from stagecoach.contract.ledger import JobFolder
 from stagecoach.errors import ConfigError
+from stagecoach.explain.logs import SUPERVISOR_RANK, LogReader, prefix
 from stagecoach.launch.appdef import spec_of
 from stagecoach.launch.jobset.cfg import InvalidOption, Options
 from stagecoach.launch.jobset.objects import MAX_HOST_NAME, build_jobset, check_app, replicated_name
@@ -24,8 +26,8 @@ from stagecoach.launch.jobset.phases import Seen, job_state
 from stagecoach.launch.jobset.reader import JOBSET_NAME, JobsetApi
 from stagecoach.launch.kube.client import Kube, connect
 from stagecoach.launch.kube.logs import pod_lines
-from stagecoach.launch.kube.marks import CANCELLED
-from stagecoach.launch.kube.options import PodOptions, parse_options
+from stagecoach.launch.kube.marks import CANCELLED, JOB_URI, annotations, is_ours, spec_in
+from stagecoach.launch.kube.options import DEFAULT_GRACE_S, PodOptions, parse_options
 from stagecoach.launch.kube.podstate import PodView
 
 NAME = "jobset"
@@ -151,12 +153,27 @@ class JobsetScheduler(Scheduler[dict[str, Any]]):  # type: ignore[misc]  # torch
         should_tail: bool = False,
         streams: Stream | None = None,
     ) -> Iterable[str]:
-        """Lines of one node's newest pod, both streams in one. `until` is not looked at: the API cannot."""
+        """Lines of one node's newest pod, both streams in one; all that it shipped to the bucket once no pod is there, for a job made
+        from a launch spec. `until` is not looked at: the API cannot."""
         if streams not in (None, Stream.COMBINED):
             raise ValueError(f"{NAME}: a pod's log has stdout and stderr in one; ask for streams=combined")
         api, name = self._find(app_id)
-        lines = pod_lines(self.kube, api.namespace, f"{JOBSET_NAME}={name}", index=k, since=since, follow=should_tail)
+        lines = self._lines(api, name, k, since=since, follow=should_tail)
         return filter_regex(regex, lines) if regex else lines
+
+    def _lines(self, api: JobsetApi, name: str, node: int, *, since: datetime | None, follow: bool) -> Iterator[str]:
+        labels, is_silent = f"{JOBSET_NAME}={name}", True
+        for line in pod_lines(self.kube, api.namespace, labels, index=node, since=since, follow=follow):
+            is_silent = False
+            yield line
+        jobset = api.get(name) if is_silent else None
+        if jobset is None or not is_ours(jobset):
+            return
+        reader = LogReader(JobFolder.open(annotations(jobset)[JOB_URI]))
+        ranks = int(spec_in(jobset)["ranks_per_node"])
+        for told in (*reader.new_lines(), *reader.last_lines()):
+            if (told.node if told.rank == SUPERVISOR_RANK else told.rank // ranks) == node:
+                yield f"[{prefix(told)}] {told.text}\n"
 
     # --- ending
 
@@ -164,6 +181,13 @@ class JobsetScheduler(Scheduler[dict[str, Any]]):  # type: ignore[misc]  # torch
         api, name = self._find(app_id)
         if jobset := api.get(name):
             api.stop(jobset, CANCELLED)
+
+    def _delete_existing(self, app_id: str) -> None:
+        """Of `torchx delete`, which newer versions than 0.7.0 have; theirs would only cancel, and the object would stay."""
+        api, name = self._find(app_id)
+        if jobset := api.get(name):
+            pod = jobset["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
+            api.delete(jobset, grace_s=float(pod.get("terminationGracePeriodSeconds", DEFAULT_GRACE_S)))
 
     def _find(self, app_id: str) -> tuple[JobsetApi, str]:
         namespace, found, name = app_id.rpartition(":")

@@ -232,9 +232,10 @@ def stats_command(uri: str, tokenizer: str | None, template: str, recipe: str | 
     for stats in found:
         click.echo("\n".join(render_stats(stats)))
     for name, share in (shares or {}).items():
+        epoch = f"{share['steps_per_epoch']:,.0f} steps" if share["steps_per_epoch"] is not None else "not begun in them"
         click.echo(f"{recipe} {stage}: {name}: weight {share['weight']:.1%}; of {share['steps']} steps {share['rows']:.1%} of rows, "
                    f"{share['samples']:.1%} of samples, {share['positions']:.1%} of positions, {share['images']:.1%} of images; "
-                   f"an epoch of its {share['epoch_samples']:,} samples is {share['steps_per_epoch']:,.0f} steps")  # fmt: skip
+                   f"an epoch of its {share['epoch_samples']:,} samples is {epoch}")  # fmt: skip
 
 
 def corpus_tokenizer(uri: str) -> str | None:

@@ -85,7 +85,8 @@ def histogram(values: np.ndarray) -> list[dict[str, int]]:
 
 
 def mixture_shares(plan: DataPlan, steps: int = 20) -> dict[str, dict[str, Any]]:
-    """By source: the mixture's weight, its shares of the first `steps` steps, and how many steps an epoch of it takes."""
+    """By source: the mixture's weight, its shares of the first `steps` steps, and how many steps an epoch of it takes (None for a source
+    that none of these steps began a sample of)."""
     rows = [row for step in range(steps) for row in plan.batch(step)]
     achieved = plan.shares(rows)
     taken = Counter(part.source for row in rows for part in row.slices if part.start == 0)
@@ -94,13 +95,13 @@ def mixture_shares(plan: DataPlan, steps: int = 20) -> dict[str, dict[str, Any]]
     found: dict[str, dict[str, Any]] = {}
     for number, source in enumerate(plan.sources):
         shares = {what: by_name.get(source.name, 0.0) for what, by_name in achieved.items()}
-        per_epoch = source.num_samples * steps / max(1, taken[number])
+        per_epoch = round(source.num_samples * steps / taken[number], 1) if taken[number] else None
         found[source.name] = {
             "weight": round(weights[source.name] / total, 6),
             "steps": steps,
             **shares,
             "epoch_samples": source.num_samples,
-            "steps_per_epoch": round(per_epoch, 1),
+            "steps_per_epoch": per_epoch,
         }
     return found
 

@@ -2,14 +2,20 @@
 
 import asyncio
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from stagecoach.constants import ExitCode
+from stagecoach.contract.ledger import JobFolder
 from stagecoach.errors import ClusterUnavailable, ConfigError
-from stagecoach.supervisor import devices
+from stagecoach.supervisor import devices, main
 from stagecoach.supervisor.devices import NVIDIA, busy_devices, probe_of, wait_for_devices
+from stagecoach.supervisor.node import Node
+from stagecoach.supervisor.settings import read_settings
 from stagecoach.supervisor.waiting import StopRequested
+from stagecoach.testing.builders import launch_spec, submission
 
 COUNTING = """
 import sys
@@ -82,3 +88,53 @@ def test_nvidia_smis_answer_is_read_by_memory_in_use(tmp_path: Path, monkeypatch
     assert busy_devices(NVIDIA) == ["device 1 has 41230 MiB in use"]
     program.write_text("#!/bin/sh\nexit 9\n")
     assert busy_devices(NVIDIA) == []
+
+
+class Supervisor:
+    """One in this process, with no ranks: what it would begin is noted with what the ledger and the probe say then."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.job = JobFolder.open(f"file://{folder}/job")
+        self.looks = folder / "looks"
+        self.began: list[tuple[int, list[int]]] = []  # looks at the devices, attempts claimed
+        assert self.job.claim_submission(submission(launch_spec(job_uri=self.job.uri)))
+        monkeypatch.setattr(devices, "LOOK_S", 0.01)
+        for name in ("keep_sweeper", "limit_time"):
+            monkeypatch.setattr(Node, name, lambda _: None)
+        monkeypatch.setattr("stagecoach.supervisor.agents.WarmAgents.warm", lambda _: None)
+        monkeypatch.setattr(main.signals, "listen", self._listen)
+        monkeypatch.setattr(main, "attempts", self._attempts)
+
+    def _listen(self, on_stop: Callable[[float], None]) -> None:
+        self.stop = on_stop
+
+    async def _attempts(self, node: Node) -> tuple[int, str]:
+        self.began.append((len(self.looks.read_text()), self.job.attempt_numbers()))
+        return ExitCode.DONE, "began"
+
+    async def run(self, probe: str) -> int:
+        """Its exit code."""
+        said = {"STAGECOACH_JOB_URI": self.job.uri, "STAGECOACH_SUBMISSION": "1", "STAGECOACH_NODE_INDEX": "0", "STAGECOACH_PORT": "0"}
+        settings = read_settings({**said, "STAGECOACH_HOST": "127.0.0.1", "STAGECOACH_DEVICE_PROBE": probe})
+        code, _ = await main.supervise(settings)
+        return code
+
+
+def test_a_supervisor_begins_nothing_before_its_devices_are_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    supervisor = Supervisor(tmp_path, monkeypatch)
+    assert asyncio.run(supervisor.run(counting(tmp_path, busy=3))) == ExitCode.DONE
+    assert supervisor.began == [(4, [])]
+
+
+def test_a_supervisor_stopped_while_it_waits_has_claimed_no_attempt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    supervisor = Supervisor(tmp_path, monkeypatch)
+
+    async def stopped() -> int:
+        waiting = asyncio.create_task(supervisor.run(counting(tmp_path, busy=100_000)))
+        while not supervisor.looks.exists():
+            await asyncio.sleep(0.01)
+        supervisor.stop(0.0)
+        return await waiting
+
+    assert asyncio.run(stopped()) == ExitCode.STOPPED
+    assert (supervisor.began, supervisor.job.attempt_numbers()) == ([], [])

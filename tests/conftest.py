@@ -4,7 +4,7 @@ import importlib.util
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
@@ -78,6 +78,17 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     if report.skipped and os.environ.get("STAGECOACH_TEST_CLUSTER") == "required" and "/cluster/" in report.nodeid:
         report.outcome = "failed"
         report.longrepr = f"skipped although a cluster was started: {report.longrepr}"
+
+
+def left_out(reports: Iterable[pytest.TestReport]) -> list[str]:
+    """What tests recorded as `left out`: commands of a page that cannot run here."""
+    return [str(value) for report in reports for name, value in report.user_properties if name == "left out"]
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Lists them at the end: what a test prints is not shown where it runs in a process of its own."""
+    for line in left_out(terminalreporter.getreports("passed")):
+        terminalreporter.write_line(f"left out: {line}")
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:

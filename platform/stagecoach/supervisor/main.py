@@ -277,16 +277,17 @@ async def newest_commit(node: Node, seen: int) -> int:
     return max(seen, found[0])
 
 
-async def write_end(node: Node, whole: Verdict, where: int, progress: Progress, *, may_restart: bool) -> None:
+async def write_end(node: Node, whole: Verdict, where: int | None, progress: Progress, *, may_restart: bool) -> None:
     """The attempt's last word. When the bucket does not take it in time, a successor writes that it was found dead."""
     machines = node.leader.machines if node.leader is not None else {}
+    is_good = whole.exit_code in (ExitCode.DONE, ExitCode.STOPPED)
     committed = progress.committed_step if whole.kind == "done" else await newest_commit(node, progress.committed_step)
     end = AttemptEnd(
         attempt=progress.attempt,
         kind=whole.kind,
         exit_code=whole.exit_code,
         first_failed_rank=whole.first_failed_rank,
-        first_failed_node=machines.get(where) if whole.exit_code not in (ExitCode.DONE, ExitCode.STOPPED) else None,
+        first_failed_node=machines.get(where) if where is not None and not is_good else None,
         message=whole.message,
         step=progress.step,
         committed_step=committed,

@@ -13,6 +13,7 @@ import socket
 import time
 import urllib.error
 import urllib.request
+from dataclasses import replace
 from typing import Any, Protocol
 
 from stagecoach.constants import PEER_HOLD_S, ExitCode
@@ -49,8 +50,9 @@ class Link(Protocol):
         """A reason from outside to end this node's ranks."""
         ...
 
-    async def conclude(self, own: Verdict, limit_s: float) -> tuple[Verdict, int]:
-        """(the attempt's verdict as far as this node can know, the node it happened on), when this node's ranks have ended."""
+    async def conclude(self, own: Verdict, limit_s: float) -> tuple[Verdict, int | None]:
+        """(the attempt's verdict as far as this node can know, the node it happened on), when this node's ranks have ended. None: nobody
+        knows which; an innocent machine must not be left out of what comes next."""
         ...
 
 
@@ -116,26 +118,38 @@ class Leader:
                 return not_started("peer_lost", f"node {node} ({self.machines[node]}) was not heard of for {SILENCE_S:g} s", is_weak=True)
         return None
 
-    async def conclude(self, own: Verdict, limit_s: float) -> tuple[Verdict, int]:
+    async def conclude(self, own: Verdict, limit_s: float) -> tuple[Verdict, int | None]:
         """A failure here ends the attempt. Otherwise waits: for the cause PEER_HOLD_S, for the others' work as long as they are heard."""
         if self._start.nodes == 1 or self._master is None:  # alone, or nothing was begun
             self._has_ended = True
-            return own, 0
+            return own, None if own.kind == "rendezvous_failed" else 0
         is_good = own.exit_code in (ExitCode.DONE, ExitCode.STOPPED)
         self._has_ended = not is_good
-        deadline = time.monotonic() + (limit_s if is_good else PEER_HOLD_S)
+        since = time.monotonic()
+        deadline = since + (limit_s if is_good else PEER_HOLD_S)
         while True:
             cause = self._cause(own)
             if cause is not None and (not self._has_ended or self._all_know()):
                 return cause
             if time.monotonic() >= deadline:
-                return cause or (own, 0)
+                return cause or self._unexplained(own, since)
             if is_good and (trouble := self.trouble()) is not None:
-                own, is_good, self._has_ended = trouble, False, True
-                deadline = time.monotonic() + PEER_HOLD_S
+                own, is_good, self._has_ended, since = trouble, False, True, time.monotonic()
+                deadline = since + PEER_HOLD_S
             await wait_for(self._changed, stop=None, timeout_s=REPORT_S)
 
-    def _cause(self, own: Verdict) -> tuple[Verdict, int] | None:
+    def _unexplained(self, own: Verdict, since: float) -> tuple[Verdict, int | None]:
+        """Nobody told a cause. The only node that was not heard of since then is it: its machine was lost, or its supervisor killed."""
+        if not own.is_weak:
+            return own, 0
+        silent = [node for node, heard in self._heard.items() if node not in self._reports and heard < since]
+        if len(silent) != 1:
+            return own, None
+        lost = f"node {silent[0]} ({self.machines[silent[0]]})"
+        message = own.message if own.message.startswith(lost) else f"{lost} was not heard of any more; {own.message}"
+        return replace(own, message=message), silent[0]
+
+    def _cause(self, own: Verdict) -> tuple[Verdict, int | None] | None:
         """What the attempt ends with, once it is known."""
         candidates = [(own, 0), *((report, node) for node, report in sorted(self._reports.items()))]
         failures = [item for item in candidates if item[0].exit_code not in (ExitCode.DONE, ExitCode.STOPPED)]
@@ -147,7 +161,7 @@ class Leader:
         stopped = [item for item in candidates if item[0].exit_code == ExitCode.STOPPED]
         if stopped:  # a node that was stopped takes its peers along
             return stopped[0]
-        return failures[0] if failures else candidates[0]
+        return (failures[0][0], None) if failures else candidates[0]  # consequences alone: each blames another
 
     def _all_know(self) -> bool:
         """Every node told us its end: nobody waits for an answer."""
@@ -184,7 +198,7 @@ class Peer:
             return not_started("peer_lost", f"the leader at {leader} was not heard of for {SILENCE_S:g} s", is_weak=True)
         return None
 
-    async def conclude(self, own: Verdict, limit_s: float) -> tuple[Verdict, int]:
+    async def conclude(self, own: Verdict, limit_s: float) -> tuple[Verdict, int | None]:
         """Tells the leader. What is only a consequence is held back PEER_HOLD_S, so that the cause is seen first."""
         held_until = time.monotonic() + (PEER_HOLD_S if own.is_weak else 0.0)
         if self._reporting is not None:

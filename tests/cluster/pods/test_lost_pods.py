@@ -81,6 +81,7 @@ def test_a_node_that_dies_and_stays_away_is_given_up_and_the_stage_runs_elsewher
     finish_on(run, pods, untouched, machines={stays})
     first, second = run.end_of(1), run.start_of(2)
     print("crashed:", first.kind, first.message, "steps lost", first.steps_lost)
+    assert first.first_failed_node == lost
     assert second.resumed_from_step == first.committed_step >= committed
 
 
@@ -108,4 +109,5 @@ def test_an_attempt_that_was_only_frozen_wakes_up_beside_its_successor_and_chang
     first = run.end_of(1)
     print("frozen:", first.kind, first.written_by, first.message)
     assert first.written_by in ("successor", "controller")
+    assert first.first_failed_node == lost
     assert first.committed_step >= committed

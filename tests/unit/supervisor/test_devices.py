@@ -102,7 +102,7 @@ class Supervisor:
         for name in ("keep_sweeper", "limit_time"):
             monkeypatch.setattr(Node, name, lambda _: None)
         monkeypatch.setattr("stagecoach.supervisor.agents.WarmAgents.warm", lambda _: None)
-        monkeypatch.setattr(main.signals, "listen", self._listen)
+        monkeypatch.setattr("stagecoach.supervisor.signals.listen", self._listen)
         monkeypatch.setattr(main, "attempts", self._attempts)
 
     def _listen(self, on_stop: Callable[[float], None]) -> None:

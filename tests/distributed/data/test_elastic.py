@@ -108,9 +108,10 @@ def test_a_killed_loader_goes_on_at_its_last_state_and_leaves_nothing_behind(cor
 def test_workers_survive_the_sigterm_of_their_group(corpus: str) -> None:
     loader = iter(StepLoader(open_data(stage(), data=corpus), stop=30, settings=WorkSettings(workers=2)))
     first = next(loader)
-    for child in psutil.Process().children(recursive=True):
-        if "spawn_main" in " ".join(child.cmdline()):
-            child.send_signal(signal.SIGTERM)
+    workers = [child for child in psutil.Process().children(recursive=True) if "spawn_main" in " ".join(child.cmdline())]
+    assert workers  # or nothing would be proven
+    for child in workers:
+        child.send_signal(signal.SIGTERM)
     assert [first.step, *(step.step for step in loader)] == list(range(30))
 
 

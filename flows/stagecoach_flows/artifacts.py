@@ -40,7 +40,7 @@ class _Told:
 
     progress_id: UUID | None = None
     rows: list[dict[str, str]] = field(default_factory=list)
-    losses: int = 0
+    drawn: tuple[int, int] = (0, 0)  # attempt and newest step of the loss plot
     step: int = -1
     waits: bool = False
     linked: bool = False
@@ -133,11 +133,20 @@ class Publisher:
         if rows != told.rows:
             create_table_artifact([*rows], key=self._key("stages"), description="Stages and their attempts")
             told.rows = rows
-        losses = read_losses(folder, numbers[-1]) if numbers else {}
-        if len(losses) > max(1, told.losses):
-            told.losses = len(losses)
-            plot = loss_plot(losses, f"{prepared.run.run_id} {stage}: loss by step")
-            create_image_artifact(as_data_url(plot), key=self._key(stage, "loss"), description="Loss by step, newest attempt")
+        if numbers:
+            self._plot(stage, told, read_losses(folder, numbers[-1]), attempt=numbers[-1], is_last=is_last)
+
+    def _plot(self, stage: str, told: _Told, losses: dict[int, float], *, attempt: int, is_last: bool) -> None:
+        """Drawn anew when it reaches a fiftieth further, with a new attempt and at the end: every picture stays in Prefect's database."""
+        if len(losses) < 2:
+            return
+        newest, (before, reached) = max(losses), told.drawn
+        if attempt == before and newest - reached < (1 if is_last else max(1, reached // 50)):
+            return
+        told.drawn = (attempt, newest)
+        plot = loss_plot(losses, f"{self._prepared.run.run_id} {stage}: loss by step")
+        description = f"Loss by step, attempt {attempt} up to step {newest:,}"
+        create_image_artifact(as_data_url(plot), key=self._key(stage, "loss"), description=description)
 
     def _summary(self, outcome: Outcome, trouble: str) -> None:
         text = summary_markdown(self._prepared, outcome.results, trouble)

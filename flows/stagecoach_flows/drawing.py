@@ -2,10 +2,14 @@
 
 import base64
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from xml.sax.saxutils import escape
 
 from stagecoach.contract.job import AttemptEnd, AttemptStart, Progress
 from stagecoach.contract.ledger import JobFolder
+from stagecoach.explain.resolve import find
+from stagecoach.report.page import build_page
+from stagecoach.report.story import read_story
 from stagecoach.stages import StageResult
 from stagecoach.stages.pipeline import PreparedPipeline
 
@@ -76,14 +80,28 @@ def summary_markdown(prepared: PreparedPipeline, results: Sequence[StageResult],
         links += [f"[{suite}]({uri})" for suite, uri in sorted(result.manifest.evaluations.items())]
         lines += ["", f"**{result.manifest.stage}**: {', '.join(links)}"]
     run = prepared.run.run_id
-    lines += ["", f"`stagecoach report {run}` writes the report, `stagecoach explain {run}` says why something stopped."]
+    report = prepared.runs.store.uri_of(report_key(run))
+    lines += ["", f"[Report]({report}); `stagecoach report {run}` writes it anew, `stagecoach explain {run}` says why something stopped."]
     return "\n".join(lines)
 
 
 def links_of(prepared: PreparedPipeline, folder: JobFolder) -> dict[str, str]:
     """Where to look: text -> URI."""
-    report = prepared.runs.store.uri_of(f"runs/{prepared.run.run_id}/report.html")
+    report = prepared.runs.store.uri_of(report_key(prepared.run.run_id))
     return {"TensorBoard files": f"{folder.uri}/tensorboard", "stage folder": folder.uri, "report": report}
+
+
+def report_key(run_id: str) -> str:
+    """Where the run's page lies below the root, as it was when a pipeline last came to an end."""
+    return f"runs/{run_id}/report.html"
+
+
+def write_report(prepared: PreparedPipeline) -> str:
+    """Puts the run's page into the bucket, where `links_of` says it is. Returns its URI. Raises what storage raises."""
+    run_id = prepared.run.run_id
+    story = read_story(find(run_id, root=prepared.runs.store.uri), made_at=datetime.now(UTC).isoformat(timespec="seconds"))
+    prepared.runs.store.publish(report_key(run_id), build_page(story))
+    return prepared.runs.store.uri_of(report_key(run_id))
 
 
 def loss_plot(losses: Mapping[int, float], title: str) -> str:

@@ -28,6 +28,7 @@ from stagecoach.stages.control import Control, Heartbeat, RunHeld
 from stagecoach.stages.pipeline import PipelineRequest, PreparedPipeline, pin_stage, prepare_pipeline, record_pipeline
 from stagecoach.storage.errors import ObjectChanged, StoreUnavailable
 from stagecoach_flows.artifacts import Publisher
+from stagecoach_flows.drawing import write_report
 from stagecoach_flows.parameters import RunParameters
 from stagecoach_flows.surroundings import Surroundings, View, current
 
@@ -164,7 +165,22 @@ def run_pipeline(parameters: RunParameters, *, run_one: Callable[[Pipeline, str]
         outcome.is_done = True
         return [summary(result) for result in outcome.results]
     finally:
+        if outcome.is_done or has_failed(outcome.error):
+            leave_report(pipeline.prepared)
         pipeline.publisher.close(outcome)
+
+
+def has_failed(error: BaseException | None) -> bool:
+    """Whether the run came to an end that somebody will ask about: not one that a person stopped, who waits for the prompt."""
+    return isinstance(error, StagecoachError) and not isinstance(error, StoppedWatching | Cancelled | RunHeld)
+
+
+def leave_report(prepared: PreparedPipeline) -> None:
+    """The page that the run's link leads to, whatever the run came to. One that cannot be made is told in the log and fails nothing."""
+    try:
+        logger.info("report: {}", write_report(prepared))
+    except Exception as error:  # the run is what it is; `stagecoach report` says what is wrong with the page
+        logger.warning("the report of run {} was not written: {}: {}", prepared.run.run_id, type(error).__name__, error)
 
 
 def run_as_flow(parameters: RunParameters) -> Any:

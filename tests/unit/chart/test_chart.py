@@ -16,6 +16,7 @@ import pytest
 import yaml
 from jsonschema import Draft202012Validator
 
+from stagecoach.launch.kube.pods import PORT_NAME, SUPERVISOR_PORT
 from stagecoach.site import Site, load_site
 
 ROOT = Path(__file__).parents[3]
@@ -294,6 +295,20 @@ def test_alerts_speak_of_metrics_that_exist() -> None:
     for name in ("rules.yaml", "dashboard.json"):
         spoken_of = set(re.findall(r"\bstagecoach_[a-z_]+", (CHART / "files" / name).read_text()))
         assert spoken_of - served == set(), name
+
+
+def test_trainers_are_read_at_the_port_that_launchers_name() -> None:
+    rendered = documents(ROOT / "helm/rendered/production.yaml")
+    (monitor,) = (one for one in rendered if one["kind"] == "PodMonitor")
+    assert [endpoint["port"] for endpoint in monitor["spec"]["podMetricsEndpoints"]] == [PORT_NAME]
+    open_to = [
+        port["port"]
+        for one in rendered
+        if one["kind"] == "NetworkPolicy" and one["metadata"]["name"] == "stagecoach-trainers"
+        for rule in one["spec"]["ingress"]
+        for port in rule.get("ports", ())
+    ]
+    assert set(open_to) == {SUPERVISOR_PORT}
 
 
 @needs("promtool")

@@ -68,7 +68,7 @@ class Stream:
     seed: int
     mixer: Mixer | None = None  # None: one source
     window: int = 0  # 0: chosen so that a window has about budget.window_rows rows
-    dropped: int = 0
+    _dropped: dict[int, int] = field(default_factory=dict)  # by window, so that one that is packed again counts once
     _ends: list[int] = field(default_factory=list)  # rows at the end of each packed window, from `_anchor` on
     _anchor: tuple[int, int] = (0, 0)  # (window, rows before it)
     _marks: list[tuple[int, int]] = field(default_factory=lambda: [(0, 0)])  # sorted (window, rows before it)
@@ -78,6 +78,11 @@ class Stream:
         self._key = key_of("rows", self.seed, self.name)
         if not self.window:
             self.window = self._choose_window()
+
+    @property
+    def dropped(self) -> int:
+        """Documents that the windows packed so far left out because they are larger than a row."""
+        return sum(self._dropped.values())
 
     def rows(self, first: int, count: int) -> list[Row]:
         """Rows first, first + 1, ... Raises DataError when whole windows hold nothing that fits a row."""
@@ -146,6 +151,7 @@ class Stream:
         """Back to what a fresh stream knows."""
         self._anchor, self._ends, self._marks = (0, 0), [], [(0, 0)]
         self._packed.clear()
+        self._dropped.clear()
 
     def packed(self, window: int) -> list[Row]:
         """The window's rows, in shuffled order."""
@@ -156,7 +162,9 @@ class Stream:
         return self._packed[window]
 
     def _pack(self, window: int) -> list[Row]:
-        slices = self._slices(window * self.window, self.window)
+        slices, dropped = self._slices(window * self.window, self.window)
+        if dropped:
+            self._dropped[window] = dropped
         rows = pack(
             [part.stop - part.start for part in slices],
             [part.images for part in slices],
@@ -166,8 +174,8 @@ class Stream:
         order = permutation(self._key ^ key_of(window), len(rows))
         return [Row(tuple(slices[number] for number in sorted(rows[place]))) for place in order]
 
-    def _slices(self, first: int, count: int) -> list[Slice]:
-        """Documents of places first, first + 1, ... cut to the budgets."""
+    def _slices(self, first: int, count: int) -> tuple[list[Slice], int]:
+        """Documents of places first, first + 1, ... cut to the budgets, and how many of them were dropped."""
         found: list[list[Slice]] = [[] for _ in range(count)]
         for source, number, places, cursor in self._draws(first, count):
             samples, epochs = source.take(cursor, len(places))
@@ -179,7 +187,7 @@ class Stream:
             for place, sample, epoch, size, pictures, fit in columns:
                 whole = Slice(number, sample, epoch, 0, size, pictures)
                 found[place] = [whole] if fit else self._cut(source, whole)
-        return [part for parts in found for part in parts]
+        return [part for parts in found for part in parts], sum(not parts for parts in found)
 
     def _draws(self, first: int, count: int) -> list[tuple[Source, int, np.ndarray, int]]:
         """(source, its number, places among `count`, its cursor) for the stretch first to first + count."""
@@ -200,7 +208,6 @@ class Stream:
     def _cut(self, source: Source, whole: Slice) -> list[Slice]:
         """What the policy makes of a document that is larger than a row."""
         if self.budget.over == "drop" or source.layout.kind == "preference" or whole.stop <= 1:
-            self.dropped += 1
             return []
         pieces, parts, at = source.layout.pieces(whole.sample), [], 0
         while at < whole.stop:
@@ -211,7 +218,6 @@ class Stream:
             at = stop
             if self.budget.over == "truncate":
                 break
-        self.dropped += not parts
         return parts
 
     def _choose_window(self) -> int:

@@ -148,6 +148,7 @@ def _filled() -> dict[str, Any]:
     return {"type": "string", "minLength": 1}
 
 
+_WITH_LOGIN = {"type": "string", "pattern": "://[^/]*@"}
 _SERVER, _DATABASE = "prefect.server", "prefect.server.database"
 _INGRESS, _AUTH_SECRET = f"{_SERVER}.ingress.enabled", f"{_SERVER}.auth.secret"
 _LAUNCHER, _POLICIES = "site.launcher", "networkPolicies.enabled"
@@ -160,6 +161,14 @@ RULES = (
         "in an object store, such as s3://bucket/prefix: no pod sees another pod's files",
     ),
     Rule({"site.root": {"type": "string", "pattern": "^[^:]+$"}}, "site.root", "an address with a scheme, such as s3://bucket/prefix"),
+    Rule(
+        {"site.root": _WITH_LOGIN}, "site.root",
+        "an address without a login: it stands in a ConfigMap. Keys belong into a Secret that bucket.secret names",
+    ),
+    Rule(
+        {"prefect.externalUrl": _WITH_LOGIN}, "prefect.externalUrl",
+        "an address without a login: it stands in pods in the clear. user:password belongs into the Secret of prefect.server.auth.secret",
+    ),
     Rule({"site.mode": _is("production"), "images.control.digest": _is("")}, "images.control.digest", _BY_DIGEST),
     Rule({"site.mode": _is("production"), "images.training.digest": _is("")}, "images.training.digest", _BY_DIGEST),
     Rule(

@@ -123,6 +123,8 @@ def test_examples_are_accepted(example: str) -> None:
         ({"site__mode": "prod"}, "site.mode", "is not one of ['development', 'production']"),
         ({"site__root": "file:///data"}, "site.root", "no pod sees another pod's files"),
         ({"site__root": "bucket/prefix"}, "site.root", "an address with a scheme"),
+        ({"site__root": "s3://key:word@bucket/root"}, "site.root", "Keys belong into a Secret"),
+        ({"prefect__externalUrl": "https://me:word@p.example.com/api"}, "prefect.externalUrl", "an address without a login"),
         ({"site__mode": "production"}, "images.training.digest", "a tag may change under a run"),
         ({"images__control__digest": "sha256:12"}, "images.control.digest", "does not match"),
         (
@@ -169,7 +171,8 @@ def _breaking(rule: Any) -> dict[str, Any]:
         inner = given
         for part in parents:
             inner = inner[part]
-        matching = {"^(file|memory):": "file:///x", "^[^:]+$": "bucket"}.get(condition.get("pattern", ""), "x")
+        examples = {"^(file|memory):": "file:///x", "^[^:]+$": "bucket", "://[^/]*@": "s3://key:word@bucket"}
+        matching = examples.get(condition.get("pattern", ""), "x")
         inner[leaf] = condition.get("const", matching)
     return given
 
@@ -367,6 +370,7 @@ def test_helm_takes_a_topology_whose_level_the_queues_have(topology: str) -> Non
     [
         (["namespaces={training}", "site.namespace=default"], "the worker has no Role there. Add it to namespaces"),
         (["site.environment.AWS_SECRET_ACCESS_KEY=x"], "Put it into a Secret and refer to it"),
+        (["site.environment.HTTPS_PROXY=http://me:word@proxy:3128"], "HTTPS_PROXY is an address with a password in the clear"),
         (["queues.enabled=true", "queues.topologyLevels={rack}"], "has no nodeLabels, which Kueue wants of a flavor in a topology"),
         (["queues.enabled=true", "site.priorityClasses.default=urgent"], "is not among queues.priorityClasses"),
         (["queues.enabled=true", "site.pods.topology=required:rack"], "queues.topologyLevels (none) has no such level"),

@@ -11,6 +11,10 @@ SLOWEST_STEP_FACTOR = 5.0
 LEAST_DEADLINE_S = 60.0
 STEPS_REMEMBERED = 32
 TRAIN = "train"  # in this phase the step must move; in others the beat is enough
+EVALUATION = (
+    "evaluation"  # compiled blocks are compiled once more in it, without gradients, and for a second shape: as long as a first step
+)
+FIRST_GROUPS = 3  # beats of evaluation that may each take so long
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +33,7 @@ class _Track:
     beat: Heartbeat = field(default_factory=Heartbeat)
     moved_at: float = 0.0
     step_at: float = 0.0
+    evaluated: int = 0  # groups of samples
 
 
 class Watchdog:
@@ -59,6 +64,8 @@ class Watchdog:
                 track.step_at = now
             if stepped or beat.phase != TRAIN or track.beat.phase != TRAIN:
                 track.moved_at = now
+            if track.beat.phase == EVALUATION:
+                track.evaluated += beat.counter - track.beat.counter if beat.phase == EVALUATION else FIRST_GROUPS
             track.beat = beat
         return moved
 
@@ -73,12 +80,19 @@ class Watchdog:
 
     def silence(self, now: float, running: set[int]) -> Silence | None:
         """The ranks that are silent too long, among those running; None when all is well."""
-        deadline = self.deadline_s
-        late = {rank: now - track.moved_at for rank, track in self._tracks.items() if rank in running and now - track.moved_at > deadline}
+        allowed = {rank: self._allowed_s(track) for rank, track in self._tracks.items()}
+        silent = {rank: now - track.moved_at for rank, track in self._tracks.items() if rank in running}
+        late = {rank: seconds for rank, seconds in silent.items() if seconds > allowed[rank]}
         if not late:
             return None
-        beat = self._tracks[min(late)].beat
-        return Silence(ranks=tuple(sorted(late)), silent_s=max(late.values()), deadline_s=deadline, phase=beat.phase, step=beat.step)
+        first = min(late)
+        beat = self._tracks[first].beat
+        return Silence(ranks=tuple(sorted(late)), silent_s=max(late.values()), deadline_s=allowed[first], phase=beat.phase, step=beat.step)
+
+    def _allowed_s(self, track: _Track) -> float:
+        """The deadline of one rank: a first evaluation has as long as a first step."""
+        is_first = track.beat.phase == EVALUATION and track.evaluated < FIRST_GROUPS
+        return max(self.deadline_s, self._first_step_s) if is_first else self.deadline_s
 
     def age_s(self, now: float) -> float:
         """Seconds since the rank that is silent longest last moved."""

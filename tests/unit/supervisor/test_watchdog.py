@@ -57,3 +57,26 @@ def test_steps_too_quick_to_be_seen_one_by_one_still_count() -> None:
     quick.see(beats(4, 33), 1.0)
     assert quick.deadline_s == 10.0
     assert quick.silence(12.0, BOTH).ranks == (0, 1)
+
+
+def test_the_first_evaluation_may_take_as_long_as_a_first_step_and_later_ones_may_not() -> None:
+    """What is compiled is compiled again where no gradients are taken: minutes, in which the main thread cannot beat."""
+    dog = Watchdog([0, 1], now=0.0, hang_s=None, first_step_s=600.0)
+    for step in range(20):
+        dog.see(beats(1 + step, step), float(step))
+    dog.see(beats(21, 19, "evaluation"), 20.0)
+    assert dog.silence(20.0 + 599.0, BOTH) is None
+    assert dog.silence(20.0 + 601.0, BOTH).deadline_s == 600.0
+    dog.see(beats(22, 19, "evaluation"), 200.0)  # of a group with another shape
+    assert dog.silence(200.0 + 599.0, BOTH) is None
+    dog.see(beats(24, 19, "evaluation"), 300.0)
+    assert dog.silence(300.0 + 61.0, BOTH).deadline_s == 60.0
+    dog.see(beats(25, 20), 301.0)
+    assert dog.silence(301.0 + 61.0, BOTH).phase == "train"
+
+
+def test_a_short_evaluation_was_the_first_one_too() -> None:
+    dog = Watchdog([0, 1], now=0.0, hang_s=10.0, first_step_s=600.0)
+    for counter, (step, phase) in enumerate([(0, "train"), (1, "train"), (1, "evaluation"), (2, "train"), (2, "evaluation")], start=1):
+        dog.see(beats(counter, step, phase), float(counter))
+    assert dog.silence(5.0 + 11.0, BOTH).phase == "evaluation"

@@ -1,6 +1,7 @@
 """What a stage takes of its parent's weights when its images are larger: positions on another grid, everything else as it is."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,11 +9,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stagecoach.contract.checkpoint import CheckpointManifest, TensorEntry
-from stagecoach.contract.plan import Connector, Decoder, Encoder, Image, Lora, Model
+from stagecoach.contract.plan import Connector, Decoder, Encoder, Image, Lora, Model, Pretrained
 from stagecoach.errors import CheckpointError
+from stagecoach.recipes import recipe_function
 from stagecoach_workloads.models.build import build_model
 from stagecoach_workloads.models.multimodal import MultimodalModel
-from stagecoach_workloads.train.starts import interpolated, places
+from stagecoach_workloads.train.starts import begin, interpolated, places
+from stagecoach_workloads.weights.exporting import export_encoder
+from stagecoach_workloads.weights.sources import TensorsInMemory
 
 PLAN = Model(
     encoder=Encoder(layout="clip", width=32, layers=1, heads=2, mlp_width=64, patch_size=4, image_size=16),
@@ -81,3 +85,18 @@ def test_a_parent_without_adapters_is_not_asked_for_them() -> None:
 def test_rows_that_are_no_square_grid_are_another_layouts() -> None:
     with pytest.raises(CheckpointError, match="has 15 rows, no square grid"):
         interpolated("connector.position", torch.zeros(1, 15, 32), build_model(LARGER, seed=0))
+
+
+def test_a_rank_beats_while_it_fills_in_first_weights(tmp_path: Path) -> None:
+    """Once a tensor at least: 30 B random numbers, or as many that are read, take longer than the watchdog waits for a silent rank."""
+    stage = replace(recipe_function("mm1_tiny")().stages[0], model=PLAN)
+    model, beats = build_model(PLAN, seed=None), list[int]()
+    begin(model, stage, None, lambda: beats.append(1))  # type: ignore[arg-type]
+    tensors = len(list(model.parameters()))
+    assert len(beats) == tensors
+    other = build_model(PLAN, seed=9)
+    export_encoder(TensorsInMemory(other.state_dict()), PLAN.encoder, str(tmp_path / "encoder"))
+    beats.clear()
+    begin(model, replace(stage, init=Pretrained(encoder=str(tmp_path / "encoder"))), None, lambda: beats.append(1))  # type: ignore[arg-type]
+    assert len(beats) >= tensors + len(list(model.encoder.parameters()))
+    assert torch.equal(model.encoder.patch.weight, other.encoder.patch.weight)

@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -46,8 +47,9 @@ def part_of(name: str) -> str:
 
 
 @torch.no_grad()
-def init_weights(model: nn.Module, seed: int) -> None:
-    """Fills every parameter; each from a generator of its own, seeded by (seed, name), so neither order nor sharding matters.
+def init_weights(model: nn.Module, seed: int, beat: Callable[[], object] = lambda: None) -> None:
+    """Fills every parameter; each from a generator of its own, seeded by (seed, name), so neither order nor sharding matters. `beat` is
+    called for each of them: ten thousand million numbers take minutes.
 
     Normal with std 1 / sqrt(fan-in), as AXLearn does, in which MM1 was trained (ours: the papers state none), so that a signal keeps its
     size at any width; at 3072 that is 0.018, where GPT-2's constant is 0.02. Embeddings, positions and queries: 1 / sqrt(width). What
@@ -57,6 +59,7 @@ def init_weights(model: nn.Module, seed: int) -> None:
     layers = sum(1 for name, _ in model.named_modules() if name.startswith("decoder.blocks.") and name.count(".") == 2)
     modules = dict(model.named_modules())
     for name, parameter in model.named_parameters():
+        beat()
         owner, _, leaf = name.rpartition(".")
         assign(parameter, initial_value(name, leaf, modules[owner], tuple(parameter.shape), layers, seed))
 

@@ -115,7 +115,7 @@ def restore_or_begin(context: RankContext, plan: StagePlan, state: TrainState, c
     refuse_other_plan(context, plan, checkpoints)
     values = checkpoints.restore(state.tensors())
     if values is None:
-        begin(state.model, plan, checkpoints)
+        begin(state.model, plan, checkpoints, lambda: context.heartbeat(step=0, phase="restore"))
         how = restore_random_state(state, None, plan, context.rank)
         told: Mapping[str, object] = {"from": plan.init.kind, "random": how}
     else:

@@ -23,14 +23,15 @@ from stagecoach_workloads.weights.loading import assign
 POSITIONS = ("encoder.position", "connector.position")  # by grid of patches; the C-Abstractor has its own
 
 
-def begin(model: MultimodalModel, plan: StagePlan, checkpoints: Checkpoints) -> None:
-    """Fills a sharded model with its first weights, the same ones for every number of ranks. All ranks call it together.
+def begin(model: MultimodalModel, plan: StagePlan, checkpoints: Checkpoints, beat: Callable[[], object] = lambda: None) -> None:
+    """Fills a sharded model with its first weights, the same ones for every number of ranks. All ranks call it together. `beat` is called
+    for each tensor: of a large model they take longer than a rank may be silent.
 
     Raises ConfigError or CheckpointError for weights that are not this model's, on all ranks.
     """
-    init_weights(model, plan.seed)
+    init_weights(model, plan.seed, beat)
     if isinstance(plan.init, Pretrained):
-        together(lambda init=plan.init: import_pretrained(model, init))  # type: ignore[misc]
+        together(lambda init=plan.init: import_pretrained(model, init, beat))  # type: ignore[misc]
     elif isinstance(plan.init, Parent):
         together(lambda init=plan.init: take_from_parent(model, init, checkpoints))  # type: ignore[misc]
 

@@ -1,6 +1,6 @@
 """Weights in: Hugging Face encoders and decoders into our modules, and our own exported folders back into a model."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -26,27 +26,28 @@ MODEL_FORMAT = "stagecoach.model"
 MODEL_VERSION = 1
 
 
-def import_pretrained(model: MultimodalModel, init: Pretrained) -> dict[str, LoadReport]:
-    """Fills the parts that `init` names; the others keep the values they have. Sharded models are filled shard by shard."""
+def import_pretrained(model: MultimodalModel, init: Pretrained, beat: Callable[[], object] = lambda: None) -> dict[str, LoadReport]:
+    """Fills the parts that `init` names; the others keep the values they have. Sharded models are filled shard by shard. `beat` is called
+    for each tensor."""
     reports = {}
     if init.encoder is not None:
-        reports["encoder"] = import_encoder(model.encoder, init.encoder)
+        reports["encoder"] = import_encoder(model.encoder, init.encoder, beat)
     if init.decoder is not None:
-        reports["decoder"] = import_decoder(model.decoder, init.decoder)
+        reports["decoder"] = import_decoder(model.decoder, init.decoder, beat)
     return reports
 
 
-def import_encoder(encoder: VisionEncoder, uri: str) -> LoadReport:
+def import_encoder(encoder: VisionEncoder, uri: str, beat: Callable[[], object] = lambda: None) -> LoadReport:
     """Loads a CLIP or SigLIP folder (a full model or its vision tower). Raises ConfigError when it is another model than the plan,
     CheckpointError when tensors are missing, unexpected or damaged."""
     with SafetensorsFolder(uri) as source:
         check_same("encoder", encoder.plan, encoder_from_config(source.folder.read_json("config.json"), uri), uri)
         prefix = "vision_model." if any(name.startswith("vision_model.") for name in source.shapes()) else ""
         pieces = encoder_pieces(encoder.plan)
-        return load_pieces(encoder, pieces, source, prefix=prefix, ignore=lambda name: unused_in_encoder(name, encoder.plan))
+        return load_pieces(encoder, pieces, source, prefix=prefix, ignore=lambda name: unused_in_encoder(name, encoder.plan), beat=beat)
 
 
-def import_decoder(decoder: Decoder, uri: str) -> LoadReport:
+def import_decoder(decoder: Decoder, uri: str, beat: Callable[[], object] = lambda: None) -> LoadReport:
     """Loads a Llama, Qwen2 or Phi-3 folder. Rows of added tokens become the mean of the others; experts copy the dense feed-forward
     when `moe.upcycle` (their routers keep their values). Raises as `import_encoder`, and for a tokenizer larger than the embedding."""
     with SafetensorsFolder(uri) as source:
@@ -55,7 +56,7 @@ def import_decoder(decoder: Decoder, uri: str) -> LoadReport:
         check_tokenizer(source.folder, decoder.plan)
         upcycle = decoder.plan.moe is not None and decoder.plan.moe.upcycle
         pieces = decoder_pieces(decoder.plan, layout_of(config, uri), upcycle=upcycle)
-        return load_pieces(decoder, pieces, source, ignore=lambda name: unused_in_decoder(name, decoder.plan, upcycle=upcycle))
+        return load_pieces(decoder, pieces, source, ignore=lambda name: unused_in_decoder(name, decoder.plan, upcycle=upcycle), beat=beat)
 
 
 def check_tokenizer(folder: Folder, plan: DecoderPlan) -> None:

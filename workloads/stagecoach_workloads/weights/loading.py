@@ -30,9 +30,15 @@ class LoadReport:
 
 @torch.no_grad()
 def load_pieces(
-    module: nn.Module, pieces: Sequence[Piece], source: TensorSource, *, prefix: str = "", ignore: Callable[[str], bool] = lambda _: False
+    module: nn.Module,
+    pieces: Sequence[Piece],
+    source: TensorSource,
+    *,
+    prefix: str = "",
+    ignore: Callable[[str], bool] = lambda _: False,
+    beat: Callable[[], object] = lambda: None,
 ) -> LoadReport:
-    """Copies every piece into `module`. Peak extra memory: one tensor beside the open shard.
+    """Copies every piece into `module`. Peak extra memory: one tensor beside the open shard. `beat` is called for each.
 
     `prefix` stands before their names. Raises CheckpointError that lists all missing and unexpected names, the nearest beside each,
     and all wrong shapes, before anything is copied.
@@ -44,6 +50,7 @@ def load_pieces(
     order = {name: place for place, name in enumerate(shapes)}
     grown: dict[str, int] = {}
     for piece in sorted(pieces, key=lambda piece: order[prefix + piece.theirs]):
+        beat()
         if added := _load_piece(targets[piece.ours], piece, source, prefix):
             grown[piece.ours] = added
     used = {prefix + piece.theirs for piece in pieces}

@@ -203,6 +203,21 @@ def test_short_numbers(number: float, said: str) -> None:
     assert short(number) == said
 
 
+def test_steps_that_went_wrong_are_told_in_the_log_whenever_they_come(tmp_path: Path) -> None:
+    """F69: within ten seconds of another line too."""
+    with fifo(tmp_path / "out") as out:
+        log = RunLog(context(tmp_path), PLAN, steps=100, start_step=0, flops=None, out=out)
+        for step in (1, 2, 3, 4):
+            log.step(report(step, taken=step != 3), [])
+        log.rewound(2, tokens=200, images=8, why="step 5: loss=nan and grad_norm=1: not finite")
+        assert log.flush(10)
+        log.close()
+        lines = lines_of(out)
+    assert [line.split("  ")[0] for line in lines[:2]] == ["step 1/100", "step 3/100"]
+    assert lines[1].endswith("(skipped: no weight changed)")
+    assert lines[2:] == ["back at step 2, its data since is left out: step 5: loss=nan and grad_norm=1: not finite"]
+
+
 def test_where_there_is_nothing_to_do_the_log_says_so_and_the_event(tmp_path: Path) -> None:
     """B48. Every rank's events; one rank's line."""
     told, lines = [], []

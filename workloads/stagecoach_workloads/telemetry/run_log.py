@@ -124,11 +124,13 @@ class RunLog:
         if self._is_first:
             self._say(f"nothing to do: step {step} of {self._steps} is committed already")
 
-    def rewound(self, step: int, *, tokens: int, images: int) -> None:
-        """Training is back at `step`: what was trained on after it counts no more."""
+    def rewound(self, step: int, *, tokens: int, images: int, why: str = "") -> None:
+        """Training is back at `step`: what was trained on after it counts no more. `why`: a sentence for whoever reads the log."""
         self._step, self._tokens, self._images = step, tokens, images
         self._speed.rewound()
         self._context.heartbeat(step=step, phase="restore", tokens=tokens, images=images)
+        if self._is_first and why:
+            self._say(f"back at step {step}, its data since is left out: {why}")
 
     def shares(self, step: int, report: Mapping[str, Any]) -> None:
         """Tells what was consumed beside what the mixture asks for (`ShareMeter.report`): achieved and wanted by source, kind, category."""
@@ -214,7 +216,7 @@ class RunLog:
 
     def _say_progress(self, report: StepReport, rates: Rates) -> None:
         now = time.monotonic()
-        if now - self._line_at >= LINE_S or report.step == self._steps:
+        if now - self._line_at >= LINE_S or report.step == self._steps or not report.taken:  # a skipped step is always told
             self._line_at = now
             self._say(progress_line(report, rates, steps=self._steps))
             self._tell_lost()

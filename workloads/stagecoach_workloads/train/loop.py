@@ -155,7 +155,8 @@ class Run:
             self.state.data = data
             self.state.rewinds.append({"from_step": bad_step, "to_step": self.state.step})
             restore_random_state(self.state, values.own, self.plan, self.world.rank)
-        self.log.rewound(self.state.step, tokens=self.state.tokens, images=self.state.images)
+        why = f"step {bad_step}: {self.state.guard.reason}"
+        self.log.rewound(self.state.step, tokens=self.state.tokens, images=self.state.images, why=why)
         self.context.event("rewound", {"to_step": self.state.step, "reason": self.state.guard.reason}, step=bad_step)
 
     # --- telling

@@ -21,6 +21,7 @@ from stagecoach.redaction import HIDDEN
 PREFIX = "STAGECOACH_SITE_"
 MAX_FILE_BYTES = 1_000_000
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
+_LOGIN = re.compile(r"://[^/]*:[^/]*@")  # an address with a password in it
 _SECRET_NAME = re.compile(r"(SECRET|TOKEN|PASSWORD|PASSWD|CREDENTIAL|PRIVATE_KEY|ACCESS_KEY)", re.IGNORECASE)
 
 
@@ -132,7 +133,7 @@ def check_environment() -> None:
 def check_site(site: Site, where: str) -> None:
     """Rules across settings. Raises ConfigError."""
     for name, value in site.environment.items():
-        if _SECRET_NAME.search(name) and value:
+        if (_SECRET_NAME.search(name) and value) or _LOGIN.search(value):
             raise ConfigError(
                 f"site settings of {where}: `environment.{name}` holds a secret in the clear; "
                 f"put it into a cluster secret and refer to it: [[secrets]] variable = {name!r}, secret = ..., key = ..."

@@ -49,6 +49,7 @@ def test_a_file_is_read_and_the_environment_wins(tmp_path: Path, monkeypatch: py
         ('root = "s3://${NO_SUCH_VARIABLE}"', "uses ${NO_SUCH_VARIABLE}, which is not set"),  # B12
         ('mode = "production"\n[images]\ntraining = "repo/stagecoach:latest"', "`images.training` = 'repo/stagecoach:latest'"),  # B15
         ('[environment]\nAWS_SECRET_ACCESS_KEY = "hunter2hunter2"', "`environment.AWS_SECRET_ACCESS_KEY` holds a secret"),  # B57
+        ('[environment]\nHTTPS_PROXY = "http://me:hunter2hunter2@proxy:3128"', "`environment.HTTPS_PROXY` holds a secret in the clear"),
     ],
 )
 def test_a_wrong_file_is_refused_by_name(tmp_path: Path, body: str | bytes, says: str) -> None:

@@ -268,8 +268,9 @@ class Checkpoints:
             self._beat()
 
     def _beat(self) -> None:
+        """A wait is no step. In phase "train" it is the step that must move, or the watchdog would end a job whose store is slow."""
         beat = self._context.last_beat
-        self._context.heartbeat(step=beat.step, phase=beat.phase)
+        self._context.heartbeat(step=beat.step, phase="save" if beat.phase == "train" else beat.phase)
 
     def _start_saver(self) -> SaverLink:
         """Once; from the main thread, since the process dies with the thread that made it."""

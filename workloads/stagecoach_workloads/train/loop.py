@@ -142,6 +142,7 @@ class Run:
     def rewind(self, bad_step: int) -> None:
         """Goes back to the last good checkpoint; the data goes on behind the window that led here."""
         self.saving.settle()
+        self.context.heartbeat(step=self.state.step, phase="restore")
         with self.log.bucket("restore"):
             guard, data = self.state.guard.state(), self.state.data
             values = self.checkpoints.restore(self.state.tensors())

@@ -23,7 +23,7 @@ def check_queues(place: Place, kube: Kube) -> Iterator[Fact]:
     """Nothing where the site names no queue but a warning."""
     site = place.site
     if site.launcher == "kubernetes":
-        yield Fact(check="queues", verdict="ok", fact="Volcano queues the jobs: Kueue's quota is not asked")
+        yield volcano_queue(site.queue, kube)
         return
     if not site.queue:
         yield Fact(
@@ -66,6 +66,27 @@ def check_queues(place: Place, kube: Kube) -> Iterator[Fact]:
         yield from judge_preemption(queue)
     yield from check_priorities(place, kube)
     yield from check_unqueued(place, kube)
+
+
+def volcano_queue(name: str | None, kube: Kube) -> Fact:
+    """Whether there is one that takes jobs. Kueue's quota is not asked."""
+    if not name:
+        do = "set `queue` of the site to a Volcano queue, such as default (chart: site.queue)"
+        return Fact(check="queues", verdict="bad", fact="the site names no queue, and Volcano takes no job without one", do=do)
+    try:
+        queue = kube.get(paths.of(paths.VOLCANO_SCHEDULING, "queues", None, name), what=f"read Volcano queue {name}")
+    except NotFound:
+        do = "`kubectl get queues.scheduling.volcano.sh` lists what exists; make it, or set `queue` of the site to one of those"
+        return Fact(check="queues", verdict="bad", fact=f"there is no Volcano queue {name}", do=do)
+    except Denied as error:
+        do = "run doctor as an administrator, or set rbac.clusterReader=true in the chart"
+        return Fact(check="queues", verdict="unknown", fact=f"whether Volcano has queue {name} cannot be seen: {error}", do=do)
+    state = (queue.get("status") or {}).get("state") or "Unknown"
+    if state == "Open":
+        return Fact(check="queues", verdict="ok", fact=f"Volcano queue {name} is open")
+    closed = state in ("Closed", "Closing")
+    do = "open it (`vcctl queue operate -a open`), or name another" if closed else "see whether Volcano's controller runs"
+    return Fact(check="queues", verdict="bad" if closed else "unknown", fact=f"Volcano queue {name} is {state.lower()}", do=do)
 
 
 def active(what: str, queue: Obj) -> Fact:

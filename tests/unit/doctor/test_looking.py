@@ -145,6 +145,23 @@ def test_a_queue_that_is_not_there_is_told_with_its_namespace(tmp_path: Path) ->
     assert found == {"bad": ["there is no LocalQueue research in namespace training"]}
 
 
+@pytest.mark.parametrize(
+    ("name", "state", "verdict", "fact"),
+    [
+        ("default", "Open", "ok", "Volcano queue default is open"),
+        ("default", "Closing", "bad", "Volcano queue default is closing"),
+        ("default", "", "unknown", "Volcano queue default is unknown"),
+        ("reserch", "Open", "bad", "there is no Volcano queue reserch"),
+        (None, "Open", "bad", "the site names no queue, and Volcano takes no job without one"),
+    ],
+)
+def test_volcanos_queue_is_looked_for_where_that_is_the_launcher(
+    tmp_path: Path, name: str | None, state: str, verdict: str, fact: str
+) -> None:
+    kube = kube_of({"/apis/scheduling.volcano.sh/v1beta1/queues/default": {"status": {"state": state}}})
+    assert by_verdict(check_queues(place(tmp_path, launcher="kubernetes", queue=name), kube)) == {verdict: [fact]}
+
+
 def test_the_clock_is_compared_with_the_servers(tmp_path: Path) -> None:
     now = kube_of({"/version": {}}, date=format_datetime(datetime.now(UTC), usegmt=True))
     assert list(by_verdict(check_clock(place(tmp_path), now))) == ["ok"]

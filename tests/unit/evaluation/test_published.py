@@ -283,3 +283,22 @@ def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
     (tmp_path / "bad.parquet").write_bytes(b"PAR1nothing")
     with pytest.raises(DataError, match=r"bad.parquet: not a parquet file"):
         read(tmp_path, "docvqa")
+
+
+def test_a_value_of_another_kind_is_bad_data_and_no_crash(tmp_path: Path) -> None:
+    """A crash would be tried again three times, with the same end."""
+    science = {"question": "Is it?", "choices": ["no", "yes"], "answer": 1, "hint": ""}
+    (tmp_path / "s").mkdir()
+    write_json(tmp_path / "s", "rows.json", [science, {**science, "answer": "yes"}])
+    with pytest.raises(DataError, match=r"what follows the first 1 questions is not as scienceqa has it \(ValueError: .*'yes'"):
+        read(tmp_path / "s", "scienceqa")
+    (tmp_path / "v").mkdir()
+    write_json(tmp_path / "v", "v2_questions.json", {"questions": []})
+    write_json(tmp_path / "v", "v2_annotations.json", {"rows": []})
+    with pytest.raises(DataError, match=r"not as vqav2 has it \(KeyError: 'annotations'"):
+        read(tmp_path / "v", "vqav2")
+    row = {"question_id": "5", "image": on_hub(picture()), "answer": ["left"], "bbox": [10.0]}
+    (tmp_path / "r").mkdir()
+    write_parquet(tmp_path / "r", "val.parquet", [row])
+    with pytest.raises(DataError, match="not as refcoco has it"):
+        read(tmp_path / "r", "refcoco")

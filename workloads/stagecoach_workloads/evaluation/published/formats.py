@@ -41,8 +41,7 @@ class PublishedSuite:
 
     def build(self) -> Suite:
         """Raises DataError when no row can be asked."""
-        reader = READERS[self.name]
-        found = limited(list(reader(self.folder, train=False)), self.limit)
+        found = limited(self._read(train=False), self.limit)
         if not found:
             raise DataError(
                 f"{self.folder.store.uri}: no row of {self.name} with an answer ({self.folder.looked_at}); a test split has none"
@@ -52,12 +51,25 @@ class PublishedSuite:
             name=self.name, questions=found, ask=self.ask, groups={self.name: tuple(dict.fromkeys(each.category for each in found))}
         )
 
+    def _read(self, *, train: bool) -> list[Question]:
+        """All rows. Raises DataError also for a value that is not of its field's kind: trying again would not make it one."""
+        found: list[Question] = []
+        try:
+            for question in READERS[self.name](self.folder, train=train):
+                found.append(question)  # one by one: an error tells how far it came
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+            raise DataError(
+                f"{self.folder.store.uri}: what follows the first {len(found):,} questions is not as {self.name} has it "
+                f"({type(error).__name__}: {error}; {self.folder.looked_at})"
+            ) from None
+        return found
+
     def ask(self, question: Question, shots: int) -> tuple[Question, Sequence[Question]]:
         """The question and shots of its category where the training files have that."""
         if not shots:
             return question, ()
         if "train" not in self._pools:
-            self._pools["train"] = list(READERS[self.name](self.folder, train=True))
+            self._pools["train"] = self._read(train=True)
         pool = self._pools["train"] or [other for other in self._pools["others"] if other.id != question.id]
         same = [other for other in pool if other.category == question.category] or pool
         return question, [same[place] for place in draw(self.seed, question, len(same), shots)]

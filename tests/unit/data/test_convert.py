@@ -2,6 +2,9 @@
 
 import io
 import json
+import os
+import pickle
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +16,10 @@ import pytest
 from PIL import Image
 
 from stagecoach.errors import ConfigError, DataError
-from stagecoach_workloads.data.convert import convert
+from stagecoach.storage import open_store
+from stagecoach_workloads.data.convert import FORMATS, ConvertJob, convert
 from stagecoach_workloads.data.dataset import open_dataset
+from stagecoach_workloads.data.formats.reading import Input
 from stagecoach_workloads.data.samples import Sample
 from stagecoach_workloads.data.tar import END, sample_bytes
 
@@ -176,3 +181,21 @@ def test_unknown_formats_and_empty_sources_are_refused(source: Path) -> None:
         convert(f"file://{source}", f"file://{source}/x", format="csv")
     with pytest.raises(ConfigError, match=r"no files ending in \.pdf"):
         convert(f"file://{source}", f"file://{source}/x", format="pdf")
+
+
+def test_a_conversion_goes_from_store_to_store_and_its_job_travels_to_other_processes(source: Path) -> None:
+    """Images, rows and the dataset may each lie elsewhere; what a worker process gets is the pickled job."""
+    rows, images, target = (open_store(f"memory://convert-{os.getpid()}-{name}") for name in ("rows", "images", "target"))
+    rows.publish("deep/a.jsonl", b'{"id": 1, "image": "0.jpg", "conversations": [{"from": "human", "value": "<image>"}, '
+                                 b'{"from": "gpt", "value": "that"}]}')  # fmt: skip
+    images.publish("0.jpg", jpeg(0))
+    made = convert(rows.uri, target.uri, format="llava", images=images.uri)
+    assert (made.counts.samples, made.counts.images, made.rejected) == (1, 1, 0)
+    assert open_dataset(target.uri).read(0).images == (jpeg(0),)
+    for format, reads in FORMATS.items():
+        given = Input(format=format, uri=rows.uri, files=("deep/a.jsonl",), images=images.uri, category="c")
+        job = ConvertJob(given, (("deep/a.jsonl", 0, 1),))
+        assert pickle.loads(pickle.dumps(job)) == job
+        assert reads.suffixes
+    again = pickle.loads(pickle.dumps(ConvertJob(replace(given, format="llava"), (("deep/a.jsonl", 0, 1),))))
+    assert [type(found) for found in again(0)] == [Sample]

@@ -69,8 +69,17 @@ def test_another_plan_in_the_folder_is_told_field_by_field(train: Train, corpus:
 
 def test_a_step_that_is_not_finite_moves_no_weight(train: Train, corpus: str, monkeypatch: pytest.MonkeyPatch) -> None:
     order(monkeypatch, {"at": "forward", "step": 2, "action": "nan"})
+    weights: dict[int, dict[str, torch.Tensor]] = {}
+
+    def keep(run: Any) -> None:
+        weights[run.state.step] = {name: full_value(value).clone() for name, value in run.state.model.named_parameters()}
+
+    for step in (0, 1, 2):
+        at_step(monkeypatch, step, keep)
     job = train(toy_stage(corpus, ["duration.steps=3"]))
     job.attempt()
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[2].items())
+    assert not all(torch.equal(value, weights[0][name]) for name, value in weights[1].items())
     taken = {step: value["taken"] for name, value, step in job.events if name == "step"}
     assert taken == {1: True, 2: False, 3: True}
     (skipped,) = job.told("skipped")

@@ -24,8 +24,14 @@ def test_on_the_way_it_shows_shares_samples_and_keeps_the_table_of_states(
     reports: list[StepReport] = []
     step = RunLog.step
     monkeypatch.setattr(RunLog, "step", lambda log, report, batches: (reports.append(report), step(log, report, batches)))
+    shown: list[dict[str, Any]] = []
+    samples = RunLog.samples
+    monkeypatch.setattr(RunLog, "samples", lambda log, step, images, texts: (shown.append(images), samples(log, step, images, texts)))
     job = train(toy_stage(corpus, ["duration.steps=5", "evaluation.validate_every_steps=5", "evaluation.validation_samples=32"]))
     job.attempt()
+    (images,) = shown
+    assert "captions" in {name.split("/")[0] for name in images}
+    assert all((image.dtype, image.shape[2]) == ("uint8", 3) for image in images.values())
     by_source = [report for report in job.told("shares") if "source" in report]
     assert [report["steps"] for report in by_source] == [3, 2]
     assert all(sum(pair[0] for pair in report["source"].values()) == pytest.approx(1) for report in by_source)

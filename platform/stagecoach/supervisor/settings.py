@@ -8,7 +8,7 @@ STAGECOACH_PORT            /metrics, /healthz, /rendezvous (29400; 0: any free o
 STAGECOACH_HOST            where peers reach this node (its host name)
 STAGECOACH_MACHINE         what a person knows this machine by (its host name)
 STAGECOACH_HANG_S          the watchdog's deadline after the first step (max(60, 5 x the median step))
-STAGECOACH_FIRST_STEP_S    and until the first step (600)
+STAGECOACH_FIRST_STEP_S    and until the first step, and in a first evaluation (600)
 STAGECOACH_RENDEZVOUS_S    how long nodes wait for each other (600)
 STAGECOACH_DEVICE_PROBE    a command that prints a line for every device somebody else holds (nvidia-smi where there is one; empty: none)
 STAGECOACH_LOCAL_STATE     where the local launcher reads pid and exit; no other launcher sets it

@@ -166,6 +166,26 @@ def test_blocks_are_read_once_and_hold_what_ranges_hold(corpus: str, tmp_path: P
         fetcher.close()
 
 
+def test_blocks_in_memory_stay_within_their_bound_and_what_went_is_read_again(corpus: str) -> None:
+    data = open_data(stage("mm1_tiny", "sft"), data=corpus)
+    maker = TaskMaker(data.datasets, data.layouts)
+    documents = []
+    for step in range(6):
+        rows = data.plan.batch(step)
+        documents += [document for row in maker.tasks(step, rows, [list(range(len(rows)))])[0].rows for document in row]
+    origins = [Origin(dataset.store, dataset.manifest.fingerprint) for dataset in data.datasets]
+    blocks = {(document.source, document.stretch.shard, document.block[0]): document.block[1] for document in documents}
+    bound = max(blocks.values()) + 1
+    assert len(blocks) > 1
+    exact, tight = Fetcher(origins, FetchSettings(read="ranges")), Fetcher(origins, FetchSettings(read="blocks", memory_bytes=bound))
+    for document in documents:  # one by one, so that what is needed never stands in the way
+        assert tight.fetch([document]) == exact.fetch([document])
+        assert sum(len(future.result()) for future in tight._blocks.values()) <= bound
+    assert tight.counts.requests > len(blocks)
+    for fetcher in (exact, tight):
+        fetcher.close()
+
+
 def test_the_cache_discards_what_does_not_verify_and_stays_bounded(tmp_path: Path) -> None:
     cache = BlockCache(tmp_path, max_bytes=10_000)
     cache.write("block", b"x" * 500)

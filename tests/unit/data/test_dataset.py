@@ -14,8 +14,11 @@ from PIL import Image
 
 from stagecoach.errors import ConfigError, DataError
 from stagecoach.storage import Store, open_store
+from stagecoach_workloads.data import index
 from stagecoach_workloads.data.dataset import ContentError, open_dataset
+from stagecoach_workloads.data.plan.open import read_tokenizer
 from stagecoach_workloads.data.samples import Sample, Turn, document, image
+from stagecoach_workloads.data.tokens import count_tokens, read_counts
 from stagecoach_workloads.data.verify import verify_dataset
 from stagecoach_workloads.data.writer import Rejected, WriteSettings, write_dataset
 
@@ -155,3 +158,35 @@ def test_samples_without_images_or_text_are_refused_with_the_counts(tmp_path: Pa
         check_sample(replace(two, turns=document(image(0)), images=(png(1),)))
     with pytest.raises(SampleError, match="does not end with"):
         check_sample(replace(two, kind="preference", turns=(Turn("user", ("hi",)),), images=()))
+
+
+def test_an_index_of_several_parts_is_read_and_counted_as_one(tmp_path: Path, corpus: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parts have a million rows; here 25. Counting holds one of them at a time, and a killed one leaves nothing that looks counted."""
+    tokenizer = read_tokenizer(f"{corpus}/tokenizer.json")
+    write(f"file://{tmp_path}/one")
+    assert index.publish_parts.__kwdefaults__ is not None
+    monkeypatch.setitem(index.publish_parts.__kwdefaults__, "rows_per_part", 25)
+    write(f"file://{tmp_path}/three")
+    one, three = open_dataset(f"file://{tmp_path}/one"), open_dataset(f"file://{tmp_path}/three")
+    assert [[part.rows for part in dataset.manifest.parts] for dataset in (one, three)] == [[60], [25, 25, 10]]
+    assert [three.read(number) for number in range(60)] == [one.read(number) for number in range(60)]
+    assert (three.index.categories[1] == one.index.categories[1]).all()
+
+    def dies(done: int, _of: int) -> None:
+        if done > 25:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        count_tokens(three, tokenizer, ["plain"], batch=10, on_progress=dies)
+    with pytest.raises(DataError, match="its tokens were not counted"):
+        read_counts(three, tokenizer, "plain")
+    seen: list[tuple[int, int]] = []
+    count_tokens(three, tokenizer, ["plain", "llava"], batch=10, on_progress=lambda done, of: seen.append((done, of)))
+    assert seen == [(done, 60) for done in (10, 20, 25, 35, 45, 50, 60)]
+    count_tokens(one, tokenizer, ["plain", "llava"])
+    for template in ("plain", "llava"):
+        apart, whole = read_counts(three, tokenizer, template), read_counts(one, tokenizer, template)
+        assert (apart.start == whole.start).all()
+        assert (apart.runs == whole.runs).all()
+        documents = [tokenizer.documents(one.read(number), template)[0] for number in range(60)]
+        assert apart.runs.tolist() == [len(run) for document in documents for run in document.runs]

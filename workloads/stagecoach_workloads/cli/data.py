@@ -129,7 +129,8 @@ def index_command(uri: str, tokenizer: str | None, templates: tuple[str, ...], w
     if reader is None:
         return
     dataset = open_dataset(_uri(uri))
-    count_tokens(dataset, reader, templates or TEMPLATES)
+    with progress("counting") as report:
+        count_tokens(dataset, reader, templates or TEMPLATES, on_progress=lambda done, of: report(dataset.uri, done, of))
     for name in templates or TEMPLATES:
         total = int(read_counts(dataset, reader, name).runs.sum())
         click.echo(f"{dataset.uri}: {total:,} text tokens in {len(dataset):,} samples under template {name}")

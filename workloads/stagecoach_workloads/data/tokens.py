@@ -1,7 +1,7 @@
 """Text to token ids: any Hugging Face `tokenizer.json`, a small BPE trained on the made corpus, and token counts kept beside an index."""
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
@@ -206,42 +206,56 @@ def counts_id(tokenizer: TextTokenizer, template: str) -> str:
     return hashlib.sha256(canonical_json([tokenizer.fingerprint, template, templates.VERSION])).hexdigest()[:16]
 
 
-def count_tokens(dataset: Dataset, tokenizer: TextTokenizer, wanted: Sequence[str], *, batch: int = 512) -> None:
-    """Counts what is not counted yet. Every sample is read once for all templates. Raises ContentError for a damaged sample."""
+def count_tokens(
+    dataset: Dataset,
+    tokenizer: TextTokenizer,
+    wanted: Sequence[str],
+    *,
+    batch: int = 512,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> None:
+    """Counts what is not counted yet. Every sample is read once for all templates; one part of the index is held in memory at a time.
+    `on_progress` gets the samples read so far, and all. Raises ContentError for a damaged sample."""
     missing = [template for template in wanted if not dataset.store.exists(f"tokens/{counts_id(tokenizer, template)}.json")]
     if not missing:
         return
-    runs: dict[str, list[list[int]]] = {template: [] for template in missing}
-    for first in range(0, len(dataset), batch):
-        for sample in dataset.read_many(range(first, min(first + batch, len(dataset)))):
-            for template in missing:
-                runs[template].append([len(run) for doc in tokenizer.documents(sample, template) for run in doc.runs])
-    for template, lengths in runs.items():
-        _publish_counts(dataset, tokenizer, template, lengths)
+    entries: dict[str, list[PartEntry]] = {template: [] for template in missing}
+    totals, first = dict.fromkeys(missing, 0), 0
+    for number, part in enumerate(dataset.manifest.parts):
+        runs: dict[str, list[list[int]]] = {template: [] for template in missing}
+        for begin in range(first, first + part.rows, batch):
+            end = min(begin + batch, first + part.rows)
+            for sample in dataset.read_many(range(begin, end)):
+                for template in missing:
+                    runs[template].append([len(run) for doc in tokenizer.documents(sample, template) for run in doc.runs])
+            if on_progress:
+                on_progress(end, len(dataset))
+        for template, lengths in runs.items():
+            key = f"tokens/{counts_id(tokenizer, template)}/part-{number:05d}.parquet"
+            entries[template].append(_publish_part(dataset, key, lengths))
+            totals[template] += sum(map(sum, lengths))
+        first += part.rows
+    for template in missing:
+        _publish_counts(dataset, tokenizer, template, entries[template], totals[template])
 
 
-def _publish_counts(dataset: Dataset, tokenizer: TextTokenizer, template: str, lengths: list[list[int]]) -> None:
-    name, parts = counts_id(tokenizer, template), []
-    for number, body in enumerate(_parquet_parts(lengths, [part.rows for part in dataset.manifest.parts])):
-        key = f"tokens/{name}/part-{number:05d}.parquet"
-        dataset.store.publish(key, body)
-        parts.append(PartEntry(key=key, size=len(body), digest=hashlib.sha256(body).hexdigest(), rows=dataset.manifest.parts[number].rows))
+def _publish_part(dataset: Dataset, key: str, lengths: list[list[int]]) -> PartEntry:
+    body = parquet.to_bytes(pa.table({"runs": lengths}, schema=_SCHEMA))
+    dataset.store.publish(key, body)
+    return PartEntry(key=key, size=len(body), digest=hashlib.sha256(body).hexdigest(), rows=len(lengths))
+
+
+def _publish_counts(dataset: Dataset, tokenizer: TextTokenizer, template: str, parts: Sequence[PartEntry], tokens: int) -> None:
+    """Written last: from here on the dataset is counted."""
     counts = TokenCounts(
         fingerprint=dataset.manifest.fingerprint,
         tokenizer=tokenizer.fingerprint,
         template=template,
         template_version=templates.VERSION,
-        tokens=sum(map(sum, lengths)),
+        tokens=tokens,
         parts=tuple(parts),
     )
-    dataset.store.publish(f"tokens/{name}.json", encode(counts))
-
-
-def _parquet_parts(lengths: list[list[int]], rows: Sequence[int]) -> Iterator[bytes]:
-    first = 0
-    for count in rows:
-        yield parquet.to_bytes(pa.table({"runs": lengths[first : first + count]}, schema=_SCHEMA))
-        first += count
+    dataset.store.publish(f"tokens/{counts_id(tokenizer, template)}.json", encode(counts))
 
 
 @dataclass(frozen=True)

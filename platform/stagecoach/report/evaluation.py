@@ -24,7 +24,7 @@ PLAIN_METRICS = {
     "relaxed": "relaxed accuracy",
 }
 
-ParentScores = Mapping[tuple[str, str, str, int], Score]  # (suite, category, metric, shots)
+ParentScores = Mapping[tuple[str, str, int], Score]  # (category, metric, shots): suites are joined otherwise in every stage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,9 +36,20 @@ class Ranked:
     skill: float
 
 
-def scores_by_key(suites: Sequence[Suite]) -> dict[tuple[str, str, str, int], Score]:
-    """What the next stage compares its own with."""
-    return {(suite.name, *same_question(score)): score for suite in suites if suite.scores for score in suite.scores.scores}
+def scores_by_key(suites: Sequence[Suite]) -> dict[tuple[str, str, int], Score]:
+    """What the next stage compares its own with. Controls with other images are left out; of a category asked twice the first counts."""
+    return {
+        same_question(score): score
+        for suite in reversed(suites)
+        if suite.scores and not suite.scores.settings.shuffle_images
+        for score in suite.scores.scores
+    }
+
+
+def before_of(suite: Suite, score: Score, parent: ParentScores) -> Score | None:
+    """What the parent stage scored in the same category; None for a control."""
+    is_control = suite.scores is not None and suite.scores.settings.shuffle_images
+    return None if is_control else parent.get(same_question(score))
 
 
 def ranked(suites: Sequence[Suite]) -> list[Ranked]:
@@ -122,7 +133,7 @@ def _charts(suite: Suite, parent: ParentScores, parent_name: str | None) -> list
 
 
 def _dot(suite: Suite, score: Score, parent: ParentScores) -> Dot:
-    before = parent.get((suite.name, *same_question(score)))
+    before = before_of(suite, score, parent)
     text, kind = verdict(score)
     compared = [f"chance {percent(score.chance)}"] if score.chance is not None else []
     compared += [f"image-blind optimum {percent(score.blind)}"] if score.blind is not None else []
@@ -171,7 +182,7 @@ def verdict(score: Score) -> tuple[str, str]:
 
 
 def _row(suite: Suite, score: Score, parent: ParentScores) -> list[Content]:
-    before = parent.get((suite.name, *same_question(score)))
+    before = before_of(suite, score, parent)
     shown = significant if score.metric in OTHER_SCALES else percent
     text, kind = verdict(score)
     change = f"{shown(before.value)} ({100 * (score.value - before.value):+.0f})" if before is not None else NONE

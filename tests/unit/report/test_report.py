@@ -1,6 +1,7 @@
 """The report's page: what it says of finished, failed, running and damaged runs, and that nothing of a bucket becomes markup."""
 
 import json
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 
 from stagecoach.cli import run as run_command
 from stagecoach.explain.resolve import find
+from stagecoach.report.evaluation import scores_by_key
 from stagecoach.report.html import el, join
 from stagecoach.report.numbers import count, duration, percent, significant, ticks
 from stagecoach.report.page import build_page
@@ -61,6 +63,32 @@ def test_a_finished_run_is_told_from_its_bucket(finished: Story) -> None:
     ):  # fmt: skip
         assert said in parsed.text, said
     assert "another checkpoint" not in parsed.text
+
+
+def test_a_category_stands_beside_the_parents_although_each_stage_joins_its_suites_otherwise(tmp_path: Path) -> None:
+    """As stages really are evaluated: `captions+text` after pre-training, `general+text` after fine-tuning. A control is no measure."""
+    root = tmp_path.as_uri()
+    parent, child = write_run(root, "r1", "pretrain", "sft")
+    for book, suite, gain in ((parent, "captions+text", 0.0), (child, "general+text", 0.1)):
+        book.folder.write_plan(plan_of(book.folder.uri.rpartition("-")[2], 20, parent="pretrain" if book is child else None))
+        book.start(1)
+        book.finish(step=20, run_id="r1", stage="pretrain" if book is parent else "sft")
+        manifest = book.folder.stage()
+        assert manifest is not None
+        write_suite(book.folder, suite, manifest.checkpoint, gain=gain)
+    story = story_of(root, "r1")
+    before, after = scores_by_key(story.stages[0].suites), scores_by_key(story.stages[1].suites)
+    assert before.keys() == after.keys() != set()
+    page = Parsed(build_page(story))
+    spoken = " ".join(" ".join((attrs.get("aria-label") or "").split()) for tag, attrs in page.tags if tag == "svg")
+    told = [key for key in after if f"{key[0]}: " in spoken and f"parent {percent(before[key].value)}".replace("\u00a0", " ") in spoken]
+    assert len(told) == len([key for key in after if key[1] != "cider"])
+    assert f"({100 * 0.1:+.0f})" in page.text
+    scores = story.stages[0].suites[0].scores
+    assert scores is not None
+    story.stages[0].suites[0].scores = replace(scores, settings=replace(scores.settings, shuffle_images=True))
+    assert scores_by_key(story.stages[0].suites) == {}
+    assert "parent " not in " ".join((attrs.get("aria-label") or "") for tag, attrs in Parsed(build_page(story)).tags if tag == "svg")
 
 
 def test_the_page_holds_all_it_shows_and_runs_nothing(finished: Story) -> None:

@@ -11,6 +11,7 @@ from stagecoach.errors import ConfigError, StagecoachError
 from stagecoach.site import load_site, root_uri
 from stagecoach.stages import StageTask
 from stagecoach.stages.act import run_of
+from stagecoach.stages.code import code_uri
 from stagecoach.stages.control import Control
 from stagecoach_flows.parameters import EvaluateParameters, GcParameters
 from stagecoach_flows.surroundings import current
@@ -30,7 +31,8 @@ def evaluate(parameters: EvaluateParameters) -> dict[str, str]:
     request = Control(runs, run.run_id).request()
     around = current()
     launcher = around.launcher(request.launcher if request is not None else load_site().launcher, plan.layout.ranks)
-    task = StageTask(runs=runs, run=run, plan=plan, site=load_site(), poll_s=around.poll_s)
+    code = code_uri(runs, plan.code)  # else another model would be asked than the one that was trained
+    task = StageTask(runs=runs, run=run, plan=plan, site=load_site(), poll_s=around.poll_s, code_uri=code)
     hook = around.evaluation(task, launcher, request.data if request is not None else None)
     return hook(folder, plan, result) if hook is not None else {}
 

@@ -68,6 +68,7 @@ def evaluate_command(
     from stagecoach.explain.resolve import find, only_stage
     from stagecoach.launch.registry import get_launcher
     from stagecoach.site import load_site, root_uri
+    from stagecoach.stages.code import code_uri_of
     from stagecoach.stages.evaluation import EvaluationTask, run_evaluation, scores_as_json, settings_for
 
     check_suite(suite)
@@ -87,6 +88,7 @@ def evaluate_command(
     )  # fmt: skip
     task = EvaluationTask(
         stage=folder, run_id=target.name, plan=plan, settings=settings, site=load_site(), after_fatal=after_fatal,
+        code_uri=code_uri_of(folder, plan),
         on_state=lambda state: click.echo(f"{target.name} {stage}: {suite}: {str(state.phase).lower()}", err=True),
     )  # fmt: skip
     check_data(settings.data, suite)

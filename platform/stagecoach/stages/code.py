@@ -14,7 +14,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from stagecoach.contract.control import CodeBundle
-from stagecoach.contract.ledger import Runs
+from stagecoach.contract.ledger import JobFolder, Runs
+from stagecoach.contract.plan import StagePlan
 from stagecoach.contract.records import encode
 from stagecoach.errors import ConfigError
 
@@ -72,6 +73,11 @@ def store_bundle(runs: Runs, bundle: Bundle) -> str:
 def code_uri(runs: Runs, digest: str | None) -> str | None:
     """Where the bundle of that digest lies."""
     return None if digest is None else runs.store.uri_of(f"code/{digest}.tar")
+
+
+def code_uri_of(folder: JobFolder, plan: StagePlan) -> str | None:
+    """The same of a stage's folder, {root}/runs/{run}/stages/{stage}: whatever loads its weights must load its code."""
+    return code_uri(Runs.open(folder.uri.rpartition("/runs/")[0]), plan.code) if plan.code is not None else None
 
 
 def check_code(runs: Runs, digest: str | None) -> None:

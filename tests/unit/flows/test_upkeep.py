@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
+from stagecoach.cli.evaluate import evaluate_command
 from stagecoach.contract.evaluation import SCORES
 from stagecoach.contract.ledger import JobFolder, Runs
 from stagecoach.errors import ConfigError
+from stagecoach.stages.code import build_bundle, store_bundle
 from stagecoach.stages.control import Control
 from stagecoach.testing.checkpoints import write_checkpoint
 from stagecoach.testing.fake_launcher import FakeCluster
@@ -67,6 +69,26 @@ def test_evaluate_asks_the_plans_suites_once(root: str, corpus: str) -> None:
         with pytest.raises(ConfigError, match="run toy has pretrain, sft"):
             evaluate.fn(EvaluateParameters(run_id="toy", stage="video", root=root))
         assert Control(runs, "toy").held() is None
+
+
+def test_a_stage_that_was_trained_with_somebodys_code_is_evaluated_with_it(
+    root: str, corpus: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the flow and by the command alike: without it another model would be asked than the one that was trained."""
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/mine.py").write_text("X = 1\n")
+    bundle = build_bundle(tmp_path / "mine")
+    uri, cluster = store_bundle(Runs.open(root), bundle), FakeCluster()
+    trained(root, corpus, cluster, code=bundle.digest)
+    assert {job.spec.code_uri for job in cluster.jobs.values()} == {uri}
+    with flows_on(cluster):
+        evaluate.fn(EvaluateParameters(run_id="toy", stage="sft", root=root))
+    monkeypatch.setattr("stagecoach.launch.registry.get_launcher", lambda *_, **__: TrainingLauncher(cluster, Counter()))
+    for asked in (["toy", "--stage", "sft", "--root", root], [f"{root}/runs/toy", "--stage", "pretrain"]):
+        done = CliRunner().invoke(evaluate_command, [*asked, "--suite", "captions"], catch_exceptions=False)
+        assert done.exit_code == 0, done.output
+    asked_for = [job.spec.code_uri for job in cluster.jobs.values() if job.spec.entrypoint.endswith("evaluation:main")]
+    assert asked_for == [uri] * 3
 
 
 def test_gc_removes_what_nobody_keeps_and_leaves_alone_what_runs_and_what_was_handed_over(root: str, corpus: str) -> None:

@@ -41,8 +41,8 @@ distributed: $(STAMP)  ## tests that start real processes; GPU and browser tests
 smoke: $(STAMP)  ## five tests on a real Kubernetes; where none can be had they say what is missing
 	STAGECOACH_TEST_UP='--fake-nodes 4' tests/cluster/run $(BIN)/python -m pytest $$(cat tests/cluster/smoke.txt) -n 4 --dist load
 
-test-cluster: $(STAMP)  ## tests that need a real Kubernetes and S3: found by KUBECONFIG and AWS_ENDPOINT_URL_S3
-	tests/cluster/run $(BIN)/python -m pytest tests/cluster -n 4 --dist loadfile --durations 5
+test-cluster: $(STAMP)  ## tests that need a real Kubernetes and S3, found by KUBECONFIG and AWS_ENDPOINT_URL_S3, and the chart's, which need helm
+	tests/cluster/run $(BIN)/python -m pytest tests/cluster tests/unit/chart -n 4 --dist loadfile --durations 5
 
 test-pods: $(STAMP)  ## stages in pods on two real nodes of ../shared/cluster, with faults; builds the training image (minutes)
 	STAGECOACH_TEST_BUILD=yes tests/cluster/run $(BIN)/python -m pytest tests/cluster/pods --durations 5

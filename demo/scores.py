@@ -15,8 +15,9 @@ ENOUGH = 200  # answers of a category
 HEADER = "category            stage      score   chance   blind      n   p         verdict"
 
 
-def stagecoach(*arguments: str, quiet_tail: bool = False) -> None:
-    """Runs one command, shown as a user would type it. Ends the caller where it fails. `quiet_tail`: its first paragraph is enough."""
+def stagecoach(*arguments: str, quiet_tail: bool = False, may_say: int = 0) -> int:
+    """Runs one command, shown as a user would type it. Ends the caller where it fails, unless with the code `may_say`, which is returned.
+    `quiet_tail`: its first paragraph is enough."""
     print(f"\n$ stagecoach {' '.join(argument.replace(f'{HERE.parent}/', '') for argument in arguments)}", flush=True)
     command = [str(Path(sys.executable).with_name("stagecoach")), *arguments]
     if not quiet_tail:
@@ -24,8 +25,9 @@ def stagecoach(*arguments: str, quiet_tail: bool = False) -> None:
     else:
         done = subprocess.run(command, check=False, stdout=subprocess.PIPE, text=True)
         print(done.stdout.partition("\n\n")[0])
-    if done.returncode:
+    if done.returncode not in (0, may_say):
         sys.exit(done.returncode)
+    return done.returncode
 
 
 def scores_of(job: JobFolder, *, suite: str | None = None, shots: int = 0) -> Sequence[Score]:

@@ -27,8 +27,7 @@ SHARES = {
 SETTINGS = [  # what a run of minutes can learn: more than half of SFT is general questions, where the papers' mixture has a tenth
     'pretrain.evaluation.suites=["captions", "text"]',
     "pretrain.evaluation.shots=[0]",
-    "sft.steps=300",
-    "video.steps=90",
+    "video.steps=50",
     "ui.steps=20",  # of what is left of the six minutes: nothing of it is learned in 30 either
     *(f"sft.data.mixture.weights.sft_{name}={share}" for name, share in SHARES.items()),
 ]

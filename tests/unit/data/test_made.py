@@ -85,7 +85,7 @@ def test_what_is_put_together_of_words_and_numbers_is_of_one_split(profile: str,
     assert len(set().union(*made)) == sum(map(len, made))
 
 
-def test_an_easy_level_asks_for_words_and_results_that_training_showed() -> None:
+def test_a_closed_vocabulary_asks_for_words_and_results_that_training_showed() -> None:
     level = PROFILES["learn"].level
     assert words(level, "test") == words(level, "train")
     for task in (Sum(), Program()):

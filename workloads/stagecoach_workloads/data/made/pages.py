@@ -126,10 +126,10 @@ class Page(PairTask):
     lossless = True
 
     def cases(self, level: Level, split: str) -> Sequence[Case]:
-        rng, options = stream("pages"), words(level, split)
+        rng, options = stream("pages", *([split] if level.open_vocabulary else [])), words(level, split)
         found = [[rng.sample(options, 2) for _ in range(rng.randint(1, 3))] for _ in range(50 * len(options))]
         texts = {" / ".join(" ".join(line) for line in lines) for lines in found}
-        return [Case("", text) for text in sorted(texts) if in_split(text, split)]
+        return [Case("", text) for text in sorted(texts) if level.open_vocabulary or in_split(text, split)]
 
     def draw(self, case: Case, brush: Brush) -> list[Picture]:
         lines = case.answer.split(" / ")
@@ -140,16 +140,22 @@ class Page(PairTask):
 
 
 class Sum(Task):
-    """A sum written on the image. The splits' ways to write one are disjoint; with an open vocabulary, so are the pairs of operands."""
+    """A sum written on the image. The splits' operands are disjoint; with a closed vocabulary, operands with the way to write them."""
 
     category = "sum"
     lossless = True
     WAYS = ("{a} + {b}", "{a}+{b}=", "{a} and {b}", "({a} + {b})", "{a} plus {b}", "{a}, {b} more")
 
     def cases(self, level: Level, split: str) -> Sequence[Case]:
-        numbers, ways = range(level.numbers), self.WAYS[: 1 if level.open_vocabulary else None]
-        written = [(a + b, way.format(a=a, b=b)) for a, b, way in product(numbers, numbers, ways)]
-        return [Case("What is the result?", str(total), (text,)) for total, text in written if in_split(text, split)]
+        pairs, found = product(range(level.numbers), repeat=2), []
+        for a, b in pairs:
+            written = [way.format(a=a, b=b) for way in self.WAYS]
+            if level.open_vocabulary:
+                mine = written[:1] if in_split(f"{a}+{b}", split) else []
+            else:
+                mine = [text for text in written if in_split(text, split)]
+            found += [Case("What is the result?", str(a + b), (text,)) for text in mine]
+        return found
 
     def draw(self, case: Case, brush: Brush) -> list[Picture]:
         picture = brush.blank(brush.level.page, brush.level.page // 2)
@@ -159,20 +165,25 @@ class Sum(Task):
 
 
 class Program(Task):
-    """What a two-line program on the image prints. The splits' programs are disjoint; with an open vocabulary, so are the operands."""
+    """What a two-line program on the image prints. The splits' operands are disjoint; with a closed vocabulary, operands with a name."""
 
     category = "program"
     lossless = True
+    NAMES = "xyz"
 
     def cases(self, level: Level, split: str) -> Sequence[Case]:
         numbers = range(level.numbers)
-        programs = product("xyz", numbers, numbers, "+-*")
-        mine = [each for each in programs if in_split("".join(map(str, each[1:] if level.open_vocabulary else each)), split)]
+        if level.open_vocabulary:
+            mine = [("", a, b, op) for a, b, op in product(numbers, numbers, "+-*") if in_split(f"{a}{op}{b}", split)]
+        else:
+            programs = product(self.NAMES, numbers, numbers, "+-*")
+            mine = [(name, a, b, op) for name, a, b, op in programs if in_split(f"{name}{a}{b}{op}", split)]
         return [Case("What does it print?", str(_result(a, b, op)), (name, a, b, op)) for name, a, b, op in mine]
 
     def draw(self, case: Case, brush: Brush) -> list[Picture]:
         name, a, b, op = case.spec
         picture = brush.blank(brush.level.page, brush.level.page * 3 // 4)
+        name = name or brush.rng.choice(self.NAMES)
         write_lines(brush, picture, [f"{name} = {a}", f"print({name} {op} {b})"])
         return [picture]
 

@@ -5,7 +5,7 @@ from itertools import product
 from typing import ClassVar
 
 from stagecoach_workloads.data.made.draw import Brush, Picture, draw_shape
-from stagecoach_workloads.data.made.level import Level, in_split, word_pairs
+from stagecoach_workloads.data.made.level import Level, in_split, word_pairs, words
 from stagecoach_workloads.data.made.scenes import NUMBERS, Colour, Count, Shape, colours, shapes
 from stagecoach_workloads.data.made.task import Case, Made, Task
 from stagecoach_workloads.data.samples import Content, Turn, document, image
@@ -205,12 +205,13 @@ class TextSum(Task):
 
 
 class Repeat(Task):
-    """Text-only conversation: say two words again."""
+    """Text-only conversation: say a word again, or two of a closed vocabulary."""
 
     category = "repeat"
 
     def cases(self, level: Level, split: str) -> Sequence[Case]:
-        return [Case(f"Say {a} {b}.", f"{a} {b}") for a, b in word_pairs(level, split)]
+        said = words(level, split) if level.open_vocabulary else [f"{a} {b}" for a, b in word_pairs(level, split)]
+        return [Case(f"Say {text}.", text) for text in said]
 
     def draw(self, case: Case, brush: Brush) -> list[Picture]:
         return []

@@ -156,7 +156,7 @@ READ: dict[str, Callable[[Sample], Any]] = {
     "captions": caption,
     "ocr_pages": lambda s: " / ".join(box["label"] for box in boxes(s)),
     "text_sum": lambda s: str(sum(map(int, asked(r"What is (\d+) \+ (\d+)\?", s)))),
-    "repeat": lambda s: " ".join(asked(r"Say (\w+) (\w+)\.", s)),
+    "repeat": lambda s: " ".join(asked(r"Say (\w+(?: \w+)?)\.", s)),
     "facts": lambda s: str(sum(map(int, re.findall(r"\d+", s.extra["question"])))),
 }
 WITHOUT_BOXES = {"sign", "table", "sum", "lists", "few_shot", "story", "preference", "unsafe_sign", "unsafe_text"}

@@ -6,6 +6,7 @@ import threading
 import time
 import uuid
 from pathlib import Path
+from typing import Any
 
 from stagecoach.contract.ledger import JobFolder
 from stagecoach.storage.errors import StoreUnavailable
@@ -88,11 +89,8 @@ def test_a_line_without_an_end_does_not_grow_for_ever(tmp_path: Path) -> None:
     assert max(map(len, heard)) < 400_000
 
 
-def test_events_that_nobody_reads_are_dropped_and_counted(tmp_path: Path) -> None:
-    fifo = open_fifo(tmp_path / "events")
-    pipe = EventPipe(tmp_path / "events")
-    for number in range(MAX_WAITING + 5000):
-        pipe.write({"step": number, "name": "loss", "value": "y" * 100})
+def read_to_the_end(fifo: int, pipe: EventPipe) -> list[dict[str, Any]]:
+    """All events of a pipe that is closed meanwhile."""
     lines: list[str] = []
     reader = PipeReader(fifo, lines.append)
     closing = threading.Thread(target=pipe.close)
@@ -100,7 +98,15 @@ def test_events_that_nobody_reads_are_dropped_and_counted(tmp_path: Path) -> Non
     while closing.is_alive():
         reader.read(everything=True)
     reader.finish()
-    events = [json.loads(line) for text in lines for line in text.splitlines()]
+    return [json.loads(line) for text in lines for line in text.splitlines()]
+
+
+def test_events_that_nobody_reads_are_dropped_and_counted(tmp_path: Path) -> None:
+    fifo = open_fifo(tmp_path / "events")
+    pipe = EventPipe(tmp_path / "events")
+    for number in range(MAX_WAITING + 5000):
+        pipe.write({"step": number, "name": "loss", "value": "y" * 100})
+    events = read_to_the_end(fifo, pipe)
     dropped = sum(event["value"] for event in events if event["name"] == "events_dropped")
     assert dropped > 0
     assert len([event for event in events if event["name"] == "loss"]) + dropped == MAX_WAITING + 5000
@@ -114,14 +120,7 @@ def test_a_line_longer_than_the_pipe_has_room_for_goes_in_parts_and_comes_whole(
     for event in sent:
         pipe.write(event)  # the pipe holds 64 KiB: the second is cut
     pipe.write({"name": "too long", "value": "y" * MAX_LINE_BYTES})
-    lines: list[str] = []
-    reader = PipeReader(fifo, lines.append)
-    closing = threading.Thread(target=pipe.close)
-    closing.start()
-    while closing.is_alive():
-        reader.read(everything=True)
-    reader.finish()
-    events = [json.loads(line) for text in lines for line in text.splitlines()]
+    events = read_to_the_end(fifo, pipe)
     assert [event for event in events if event["name"] == "skipped"] == sent
     assert [event["value"] for event in events if event["name"] == "events_dropped"] == [1]
     assert len(events) == 6

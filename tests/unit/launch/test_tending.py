@@ -7,7 +7,10 @@ from typing import Any
 import pytest
 
 from stagecoach.contract.launch import RunHandle
+from stagecoach.errors import ClusterUnavailable
+from stagecoach.launch.jobset import reader
 from stagecoach.launch.jobset.launcher import JobsetLauncher
+from stagecoach.launch.kube.marks import SPEC
 from stagecoach.launch.kube.podstate import PodView
 from stagecoach.launch.kube.tending import Tending
 from stagecoach.site import Site
@@ -54,6 +57,7 @@ def test_a_pod_whose_node_does_not_confirm_is_let_go_after_its_grace_period() ->
 HANDLE = RunHandle(launcher="jobset", name="toy", job_uri="memory://toy", uid="u")
 QUEUED = {"name": "toy", "uid": "u", "labels": {"kueue.x-k8s.io/queue-name": "q"}}
 JOBSET = {"metadata": QUEUED, "spec": {"replicatedJobs": [{"template": {"spec": {"completions": 2}}}]}}
+OVERLOOKED = {**JOBSET, "metadata": {**QUEUED, "annotations": {SPEC: "{}"}}}  # ours, made from a launch spec
 
 
 def listed(*items: dict[str, Any]) -> tuple[int, Any, dict[str, str]]:
@@ -100,6 +104,37 @@ def test_a_job_that_kueue_overlooks_is_touched_every_half_minute_with_another_va
     assert first == second == {"metadata": {}}  # nothing else is changed
     assert [list(note) for note in notes] == [["stagecoach.dev/touched-at"]] * 2
     assert notes[0] != notes[1]
+
+
+class Overlooked(ApiServer):
+    """Kueue makes a Workload of the JobSet when somebody touches it, and not before."""
+
+    def next_answer(self, path: str) -> Any:
+        if "/workloads" in path and any(method == "PATCH" and "/jobsets/" in there for method, there, _ in self.asked):
+            return listed({"metadata": {"name": "w", "uid": "w"}, "spec": {"active": True}})
+        return super().next_answer(path)
+
+
+def test_an_overlooked_job_is_cancelled_by_somebody_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reader, "TOUCH_S", 0.0)
+    monkeypatch.setattr(reader, "POLL_S", 0.001)
+    server = Overlooked()
+    try:
+        server.routes = {"/jobsets/toy": (200, OVERLOOKED, {}), "/workloads": listed()}
+        JobsetLauncher(server.kube, Site(namespace="ns")).cancel(HANDLE)
+        orders = [(path.partition("?")[0].rpartition("/")[2], body) for method, path, body in server.asked if method == "PATCH" and body]
+    finally:
+        server.close()
+    assert orders[0][0] == "toy"
+    name, body = orders[-1]
+    assert (name, body["spec"], body["metadata"]["annotations"]["stagecoach.dev/stopped"]) == ("w", {"active": False}, "cancelled")
+
+
+def test_a_job_that_kueue_never_takes_up_is_said_to_take_no_order(server: ApiServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reader, "WORKLOAD_S", 0.0)
+    server.routes["/jobsets/toy"] = (200, OVERLOOKED, {})
+    with pytest.raises(ClusterUnavailable, match="kubectl delete jobset -n ns toy"):
+        JobsetLauncher(server.kube, Site(namespace="ns")).cancel(HANDLE)
 
 
 @pytest.mark.parametrize("seen_by", ["a workload", "no queue", "its end", "its deletion"])

@@ -18,7 +18,8 @@ Obj = dict[str, Any]
 
 JOBSET_NAME = "jobset.sigs.k8s.io/jobset-name"
 JOB_UID = "kueue.x-k8s.io/job-uid"
-WORKLOAD_S = 15.0  # how long an order waits for Kueue to make the Workload that takes it
+WORKLOAD_S = 30.0  # how long an order waits for Kueue to make the Workload that takes it
+TOUCH_S = 3.0  # Kueue makes one within a second or two, or has overlooked the JobSet
 
 
 @dataclass(frozen=True)
@@ -101,18 +102,25 @@ class JobsetApi(JobStore):
         return paths.of(paths.KUEUE, "workloads", self.namespace)
 
     def _workload_soon(self, jobset: Obj) -> Obj:
-        found = self.workload(jobset)
-        until = time.monotonic() + WORKLOAD_S
-        while found is None:
-            if time.monotonic() > until:
-                name = jobset["metadata"]["name"]
-                raise ClusterUnavailable(
-                    f"Kueue has not made a Workload of jobset {self.namespace}/{name}, so it takes no order; see whether Kueue runs "
-                    f"(`kubectl get pods -n kueue-system`), or remove the job: kubectl delete jobset -n {self.namespace} {name}"
-                )
+        """Kueue's Workload. A JobSet that Kueue has overlooked is touched, so that it looks again: nobody else may be there to do it."""
+        began = touched = time.monotonic()
+        while (found := self.workload(jobset)) is None:
             time.sleep(POLL_S)
-            found = self.workload(jobset)
+            if time.monotonic() - began > WORKLOAD_S:
+                raise self._takes_no_order(jobset["metadata"]["name"])
+            if time.monotonic() - touched > TOUCH_S:
+                try:
+                    self.touch(jobset)
+                except ClusterUnavailable as error:  # Kueue's own webhook, for one: the API server takes no change without it
+                    raise self._takes_no_order(jobset["metadata"]["name"]) from error
+                touched = time.monotonic()
         return found
+
+    def _takes_no_order(self, name: str) -> ClusterUnavailable:
+        return ClusterUnavailable(
+            f"Kueue has not made a Workload of jobset {self.namespace}/{name}, so it takes no order; see whether Kueue runs "
+            f"(`kubectl get pods -n kueue-system`), or remove the job: kubectl delete jobset -n {self.namespace} {name}"
+        )
 
     def _merge_workload(self, workload: Obj, change: Obj) -> None:
         name = workload["metadata"]["name"]

@@ -110,6 +110,7 @@ NARROWED: dict[str, dict[str, Any]] = {
         },
     },
     "monitoring.labels": _TEXTS,
+    "monitoring.runbookUrl": {"pattern": '^(https?://[^@/"#]+/[^"#]*)?$'},
     "monitoring.interval": {"pattern": "^[0-9]+(s|m)$"},
     "tensorboard.folder": {"pattern": "^([^/].*)?$"},
     "tensorboard.resources": _RESOURCES,

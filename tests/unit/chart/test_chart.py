@@ -344,6 +344,26 @@ def test_every_alert_has_a_runbook() -> None:
             assert (file, anchor in headings) == ("helm/README.md", True), rule["alert"]
 
 
+def test_alerts_link_to_where_the_site_says_that_runbooks_are_read() -> None:
+    rendered = documents(ROOT / "helm/rendered/production.yaml")
+    (shown,) = (rule for one in rendered if one["kind"] == "PrometheusRule" for rule in one["spec"]["groups"])
+    (kept,) = yaml.safe_load((CHART / "files/rules.yaml").read_text())["groups"]
+    notes = [rule["annotations"] for rule in shown["rules"] if "alert" in rule]
+    wanted = [rule["annotations"]["runbook"].partition("#")[2] for rule in kept["rules"] if "alert" in rule]
+    assert [note["runbook_url"] for note in notes] == [f"https://git.example.com/stagecoach/helm/README.md#{anchor}" for anchor in wanted]
+    assert not any("runbook" in note for note in notes)
+
+
+def test_every_job_namespace_of_the_production_example_has_a_queue() -> None:
+    values = yaml.safe_load((ROOT / "helm/examples/production.yaml").read_text())
+    there = documents(ROOT / "manifests/rendered/gpu-h100.yaml")
+    queues = {(one["metadata"]["namespace"], one["metadata"]["name"]) for one in there if one["kind"] == "LocalQueue"}
+    (cluster_queue,) = (one["spec"] for one in there if one["kind"] == "ClusterQueue")
+    (chosen,) = cluster_queue["namespaceSelector"]["matchExpressions"]
+    assert queues == {(namespace, values["site"]["queue"]) for namespace in values["namespaces"]}
+    assert chosen == {"key": "kubernetes.io/metadata.name", "operator": "In", "values": values["namespaces"]}
+
+
 @needs("helm")
 @needs("kubectl")
 def test_what_is_rendered_stands_as_rendered(tmp_path: Path) -> None:

@@ -79,47 +79,48 @@ class Fetcher:
         Anything else that storage says (unavailable, denied) is raised.
         """
         wanted = list(documents)
-        futures = self._start(wanted)
-        found: list[bytes | ContentError] = []
-        for document, future in zip(wanted, futures, strict=True):
-            try:
-                base, body = future.result()
-            except ContentError as error:
-                found.append(error)
-                continue
-            first = document.stretch.offset - base
-            found.append(body[first : first + document.stretch.length])
+        found: list[bytes | ContentError] = [b""] * len(wanted)
+        for places, job in self._start(wanted):
+            for place, body in zip(places, job.result(), strict=True):
+                found[place] = body
         return found
 
-    def _start(self, wanted: Sequence[Document]) -> "list[Future[tuple[int, bytes]]]":
-        """One future a document: where its bytes begin, and the bytes."""
-        ranged: dict[tuple[int, str], list[int]] = {}
-        futures: dict[int, Future[tuple[int, bytes]]] = {}
+    def _start(self, wanted: Sequence[Document]) -> "list[tuple[list[int], Future[list[bytes | ContentError]]]]":
+        """One job a block, or a shard of which ranges are read, with the places of the documents whose stretches it brings."""
+        groups: dict[tuple[int, str, int | None], list[int]] = {}
         for place, document in enumerate(wanted):
-            if self._reads_blocks(document.source):
-                futures[place] = self._pool.submit(self._block, document)
-            else:
-                ranged.setdefault((document.source, document.stretch.shard), []).append(place)
-        for (source, shard), places in ranged.items():
-            job = self._pool.submit(self._ranges, source, shard, [wanted[place] for place in places])
-            for number, place in enumerate(places):
-                futures[place] = _Part(job, number)
-        return [futures[place] for place in range(len(wanted))]
+            block = document.block[0] if self._reads_blocks(document.source) else None
+            groups.setdefault((document.source, document.stretch.shard, block), []).append(place)
+        return [(places, self._pool.submit(self._read, [wanted[place] for place in places])) for places in groups.values()]
+
+    def _read(self, documents: Sequence[Document]) -> list[bytes | ContentError]:
+        """The stretches of documents of one block, or of one shard."""
+        first = documents[0]
+        return self._of_block(documents) if self._reads_blocks(first.source) else self._ranges(first.source, first.stretch.shard, documents)
+
+    def _of_block(self, documents: Sequence[Document]) -> list[bytes | ContentError]:
+        """The stretches of documents of one block."""
+        try:
+            base, block = self._block(documents[0])
+        except ContentError as error:
+            return [error] * len(documents)
+        firsts = [document.stretch.offset - base for document in documents]
+        return [block[first : first + document.stretch.length] for first, document in zip(firsts, documents, strict=True)]
 
     def _reads_blocks(self, source: int) -> bool:
         return self.settings.read == "blocks" or (self.settings.read == "auto" and self.origins[source].is_remote)
 
-    def _ranges(self, source: int, shard: str, documents: Sequence[Document]) -> list[tuple[int, bytes] | ContentError]:
+    def _ranges(self, source: int, shard: str, documents: Sequence[Document]) -> list[bytes | ContentError]:
         """Exact ranges; when together they cannot be read, one by one, so that only the damaged ones are missing."""
         local = self.origins[source].folder
         if local and (bodies := _read_file(f"{local}/{shard}", documents)):
-            self._count(len(documents), sum(map(len, bodies)))
-            return [(document.stretch.offset, body) for document, body in zip(documents, bodies, strict=True)]
+            self._count(len(documents), sum(document.stretch.length for document in documents))
+            return bodies
         store = self.origins[source].store
         ranges = [(document.stretch.offset, document.stretch.length) for document in documents]
         self._count(len(ranges), sum(length for _, length in ranges))
         try:
-            return [(offset, body) for (offset, _), body in zip(ranges, read_ranges(store, shard, ranges), strict=True)]
+            return list(read_ranges(store, shard, ranges))
         except ContentError as error:
             if len(ranges) == 1:
                 return [error]
@@ -192,7 +193,7 @@ class Fetcher:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _read_file(path: str, documents: Sequence[Document]) -> list[bytes] | None:
+def _read_file(path: str, documents: Sequence[Document]) -> list[bytes | ContentError] | None:
     """The usual case of a local shard: plain reads (5 us a sample; through the store 140). None when anything is unusual: then the store
     reads, retries and says what is wrong."""
     try:
@@ -200,24 +201,14 @@ def _read_file(path: str, documents: Sequence[Document]) -> list[bytes] | None:
     except OSError:
         return None
     try:
-        bodies = [os.pread(file, document.stretch.length, document.stretch.offset) for document in documents]
+        bodies: list[bytes | ContentError] = []
+        for document in documents:
+            body = os.pread(file, document.stretch.length, document.stretch.offset)
+            if len(body) != document.stretch.length:
+                return None
+            bodies.append(body)
+        return bodies
     except OSError:
         return None
     finally:
         os.close(file)
-    whole = all(len(body) == document.stretch.length for body, document in zip(bodies, documents, strict=True))
-    return bodies if whole else None
-
-
-class _Part(Future):  # type: ignore[type-arg]
-    """One document's share of a job that reads several."""
-
-    def __init__(self, job: "Future[list[tuple[int, bytes] | ContentError]]", number: int) -> None:
-        super().__init__()
-        self._job, self._number = job, number
-
-    def result(self, timeout: float | None = None) -> tuple[int, bytes]:
-        found = self._job.result(timeout)[self._number]
-        if isinstance(found, ContentError):
-            raise found
-        return found

@@ -1,7 +1,7 @@
 """Documents to one batch. B rows, T positions, N encoded images, S a tile's side (interfaces.md section 5)."""
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -10,7 +10,6 @@ from typing import Literal
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import get_worker_info
 
 from stagecoach.errors import DataError
 from stagecoach_workloads.data.dataset import ContentError
@@ -23,6 +22,7 @@ from stagecoach_workloads.models.splitting import Tiling
 
 IGNORE_INDEX = -100
 PADDING_DOCUMENT = -1  # positions of no document, as models.attention has it
+Empty = Callable[[tuple[int, ...], type], np.ndarray]  # as np.empty: where a batch's memory is from
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,8 +92,12 @@ class Collator:
         """`names` are the sources' names; `pool`, of that many threads, decodes images."""
         self.settings, self.tokenizer, self.names, self.pool, self.threads = settings, tokenizer, names, pool, threads
 
-    def collate(self, step: int, rows: Sequence[Sequence[Document]], bodies: Sequence[bytes | ContentError]) -> Batch:
-        """`bodies` are the stretches of all documents, row by row. A document whose content is bad becomes padding of its planned size.
+    def collate(
+        self, step: int, rows: Sequence[Sequence[Document]], bodies: Sequence[bytes | ContentError], empty: Empty = np.empty
+    ) -> Batch:
+        """`bodies` are the stretches of all documents, row by row; memory is from `empty`.
+
+        A document whose content is bad becomes padding of its planned size.
 
         Python's own work on all documents goes before the decoding of all images and after it, never between: an image goes through the
         whole of a core's cache, and after each one the same Python takes ten times as long.
@@ -101,11 +105,11 @@ class Collator:
         """
         loads = self._loads(rows)
         tiles = loads[-1].places.stop if loads else 0
-        pixels = self._room(tiles)
+        pixels = empty((tiles, *[self.settings.tile_size] * 2, 3), np.uint8)  # NHWC
         for load, body in zip(loads, bodies, strict=True):
             self._parse(load, body)
-        self._decode_all(loads, pixels.numpy())
-        filling = _Filling(self.settings, self.tokenizer, len(rows), pixels)
+        self._decode_all(loads, pixels)
+        filling = _Filling(self.settings, self.tokenizer, len(rows), pixels, empty)
         waiting = iter(loads)
         for number, row in enumerate(rows):
             filling.begin_row()
@@ -117,13 +121,6 @@ class Collator:
                 else:
                     filling.add(number, load, label)
         return filling.batch()
-
-    def _room(self, tiles: int) -> Tensor:
-        """For the pixels of so many tiles, uint8 NHWC. In a worker process it is shared memory at once, which saves the copy into it."""
-        room = torch.empty((tiles, *[self.settings.tile_size] * 2, 3), dtype=torch.uint8)
-        if tiles and get_worker_info() is not None:
-            room.share_memory_()  # type: ignore[no-untyped-call]
-        return room
 
     def _loads(self, rows: Sequence[Sequence[Document]]) -> list[_Load]:
         """All documents, row by row, each with its places among the batch's tiles."""
@@ -187,13 +184,12 @@ def _decode(waiting: deque[_Load], pixels: np.ndarray) -> None:
 class _Filling:
     """A batch being filled, row by row, from the left."""
 
-    def __init__(self, settings: CollateSettings, tokenizer: TextTokenizer, rows: int, pixels: Tensor) -> None:
+    def __init__(self, settings: CollateSettings, tokenizer: TextTokenizer, rows: int, pixels: np.ndarray, empty: Empty) -> None:
         self.settings, self.tokenizer, self.pixels = settings, tokenizer, pixels
         shape = (rows, settings.seq_len)
-        self.tokens = np.full(shape, tokenizer.pad_id, np.int64)
-        self.labels = np.full(shape, IGNORE_INDEX, np.int64)
-        self.documents = np.full(shape, PADDING_DOCUMENT, np.int64)
-        self.positions = np.zeros(shape, np.int64)
+        self.tokens, self.labels, self.documents, self.positions = (empty(shape, np.int64) for _ in range(4))
+        self.tokens[:], self.labels[:], self.documents[:], self.positions[:] = tokenizer.pad_id, IGNORE_INDEX, PADDING_DOCUMENT, 0
+        self.targets = np.zeros(shape, bool)  # tokens that the loss sees
         self.kept: list[int] = []  # places of good tiles in `pixels`
         self.slots: list[tuple[int, int, int]] = []
         self.regions: list[tuple[int, int, int, int]] = []
@@ -222,11 +218,11 @@ class _Filling:
         ids, targets, starts = self._sequence(document, load.rendered, label)
         first, size = document.start, document.stop - document.start
         span = slice(self._at, self._at + size)
-        ids, targets = ids[first : document.stop], targets[first : document.stop]
-        self.tokens[row, span] = ids
-        before = self._document
-        self._write_labels(row, span, ids, targets, starts, first)
-        self.document_sources[-1] += [document.source] * (self._document - before)
+        self.tokens[row, span], self.targets[row, span] = ids[first : document.stop], targets[first : document.stop]
+        count = self._number_documents(row, [start - first for start in starts if 0 < start - first < size], size)
+        if len(starts) == count == 2:
+            self.pairs.append((row, self._document - 2, self._document - 1))
+        self.document_sources[-1] += [document.source] * count
         self._place_images(row, load)
         self.kept.extend(load.places)
         self.sample_ids[row].append(label)
@@ -265,19 +261,14 @@ class _Filling:
             ids[at : at + len(text)] = text
             at += len(text) + self.settings.tokens_per_tile
 
-    def _write_labels(self, row: int, span: slice, ids: np.ndarray, targets: np.ndarray, starts: list[int], first: int) -> None:
-        """Labels, document ids and positions of a slice. A position predicts the next one of its own document, if that is a target."""
-        shifted = np.where(targets[1:], ids[1:], IGNORE_INDEX)
-        self.labels[row, span.start : span.stop - 1] = shifted
-        inside = [start - first for start in starts if 0 < start - first < len(ids)]
-        edges = [0, *inside, len(ids)]
+    def _number_documents(self, row: int, inside: list[int], size: int) -> int:
+        """Document ids and positions of a slice of `size`, `inside` which further documents start. Returns how many there are."""
+        edges = [0, *inside, size]
         for begin, end in pairwise(edges):
-            self.documents[row, span.start + begin : span.start + end] = self._document
-            self.positions[row, span.start + begin : span.start + end] = np.arange(end - begin)
-            self.labels[row, span.start + end - 1] = IGNORE_INDEX
+            self.documents[row, self._at + begin : self._at + end] = self._document
+            self.positions[row, self._at + begin : self._at + end] = np.arange(end - begin)
             self._document += 1
-        if len(starts) == 2 and inside:
-            self.pairs.append((row, self._document - 2, self._document - 1))
+        return len(edges) - 1
 
     def _place_images(self, row: int, load: _Load) -> None:
         offset = self._at - load.document.start
@@ -291,18 +282,25 @@ class _Filling:
                 self.regions.append((top, left, bottom, right))
                 at += self.settings.tokens_per_tile
 
+    def _write_labels(self) -> int:
+        """A position predicts the next one of its own document, if that is a target. Returns how many do."""
+        predicts = self.targets[:, 1:] & (self.documents[:, 1:] == self.documents[:, :-1])
+        np.copyto(self.labels[:, :-1], self.tokens[:, 1:], where=predicts)
+        return int(predicts.sum())
+
     def batch(self) -> Batch:
         pixels = self.pixels if len(self.kept) == len(self.pixels) else self.pixels[self.kept]
+        num_targets = self._write_labels()
         return Batch(
             tokens_BT=torch.from_numpy(self.tokens),
             labels_BT=torch.from_numpy(self.labels),
             document_ids_BT=torch.from_numpy(self.documents),
             positions_BT=torch.from_numpy(self.positions),
-            pixel_values=[pixels.permute(0, 3, 1, 2)] if len(pixels) else [],  # NCHW, channels_last in memory
-            image_slots=torch.tensor(self.slots, dtype=torch.int64).reshape(-1, 3),
-            image_regions=torch.tensor(self.regions, dtype=torch.int64).reshape(-1, 4),
-            pairs_P3=torch.tensor(self.pairs, dtype=torch.int64).reshape(-1, 3),
-            num_targets=int((self.labels != IGNORE_INDEX).sum()),
+            pixel_values=[torch.from_numpy(pixels).permute(0, 3, 1, 2)] if len(pixels) else [],  # NCHW, channels_last in memory
+            image_slots=torch.from_numpy(np.array(self.slots, np.int64).reshape(-1, 3)),
+            image_regions=torch.from_numpy(np.array(self.regions, np.int64).reshape(-1, 4)),
+            pairs_P3=torch.from_numpy(np.array(self.pairs, np.int64).reshape(-1, 3)),
+            num_targets=num_targets,
             num_images=len(pixels),
             sample_ids=self.sample_ids,
             bad=self.bad,

@@ -4,6 +4,7 @@ torchdata's StatefulDataLoader starts the workers and keeps the order; its own s
 a step is the same whatever the number of ranks, workers, threads or prefetched tasks.
 """
 
+import copy
 import multiprocessing
 import os
 import signal
@@ -17,15 +18,17 @@ from multiprocessing.util import Finalize
 from threading import Lock
 from typing import Any
 
+import numpy as np
 from torch.utils.data import Dataset as TorchDataset
-from torch.utils.data import Sampler
+from torch.utils.data import Sampler, get_worker_info
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from stagecoach.contract.plan import StagePlan
 from stagecoach_workloads.data.plan.open import OpenData
 from stagecoach_workloads.data.tokens import TextTokenizer
-from stagecoach_workloads.data.work.collate import BadSample, Batch, CollateSettings, Collator
+from stagecoach_workloads.data.work.collate import BadSample, Batch, CollateSettings, Collator, Empty
 from stagecoach_workloads.data.work.fetch import Fetcher, FetchSettings, Origin
+from stagecoach_workloads.data.work.rooms import FullError, Parcel, Rooms, room_bytes
 from stagecoach_workloads.data.work.tasks import Task, TaskMaker
 
 _OPENING = Lock()
@@ -41,6 +44,7 @@ class WorkSettings:
     workers: int = 0
     threads: int = 2  # decoding, per worker
     prefetch: int = 2
+    rooms: int = 32  # per worker: batches that are held at once in memory that is used again; it is spent as they are held
     timeout_s: float = 0.0  # 0: storage has its own deadline
     fetch: FetchSettings = field(default_factory=FetchSettings)
 
@@ -61,21 +65,34 @@ class LoadedStep:
         return sum(batch.num_samples for batch in self.batches)
 
 
-class Work(TorchDataset[Batch]):
+class Work(TorchDataset[Batch | Parcel]):
     """Tasks to batches, in a worker process or here. Connections and threads are opened on first use, never inherited."""
 
     def __init__(self, origins: list[Origin], names: list[str], tokenizer: TextTokenizer, stage: StagePlan, settings: WorkSettings) -> None:
         self.origins, self.names, self.tokenizer, self.stage, self.settings = origins, names, tokenizer, stage, settings
+        self.rooms: Rooms | None = None  # for worker processes
         self._open: tuple[Fetcher, Collator] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_open": None}
 
-    def __getitem__(self, task: Task) -> Batch:
-        """The task's batch. Raises what storage raises when it is not the content's fault (exit code 75), and DataError (41)."""
+    def __getitem__(self, task: Task) -> Batch | Parcel:
+        """In a worker process: the batch in a room, or as it is where none is free."""
+        worker = get_worker_info()
+        room = self.rooms.free_of(worker.id) if self.rooms and worker else None
+        if self.rooms and room:
+            try:
+                return self.rooms.send(room.pack(self.batch(task, room.empty)))
+            except FullError:
+                pass
+        return self.batch(task)
+
+    def batch(self, task: Task, empty: Empty = np.empty) -> Batch:
+        """The task's batch, in memory from `empty`. Raises what storage raises when it is not the content's fault (exit code 75), and
+        DataError (41)."""
         fetcher, collator = self.parts()
         documents = [document for row in task.rows for document in row]
-        return collator.collate(task.step, task.rows, fetcher.fetch(documents))
+        return collator.collate(task.step, task.rows, fetcher.fetch(documents), empty)
 
     def parts(self) -> tuple[Fetcher, Collator]:
         with _OPENING:
@@ -101,6 +118,11 @@ def collate_settings(stage: StagePlan) -> CollateSettings:
         tokens_per_tile=stage.model.connector.tokens,
         vocabulary=stage.model.decoder.vocab_size + stage.model.decoder.added_tokens,
     )
+
+
+def make_rooms(settings: WorkSettings, stage: StagePlan) -> Rooms | None:
+    """None where the system has no memory without a name."""
+    return Rooms(workers=settings.workers, each=settings.rooms, size=room_bytes(stage)) if hasattr(os, "memfd_create") else None
 
 
 class _Tasks(Sampler[Task]):
@@ -168,9 +190,12 @@ class StepLoader:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="'set_vital' is deprecated")  # torchdata 0.11 calls it; torch 2.13 warns
             before = set(multiprocessing.active_children())
-            batches = iter(self._loader())
+            work = copy.copy(self.work)
+            rooms = work.rooms = make_rooms(self.settings, self.data.stage)
+            batches = iter(self._loader(work))
             end_with_this_process([child for child in multiprocessing.active_children() if child not in before])
-        yield from batches
+        for found in batches:
+            yield rooms.receive(found) if rooms and isinstance(found, Parcel) else found
 
     def _here(self) -> Iterator[Batch]:
         """In this process, `prefetch` microsteps ahead, so that decoding goes on while a batch is used."""
@@ -178,7 +203,7 @@ class StepLoader:
         with ThreadPoolExecutor(max(1, self.settings.prefetch), thread_name_prefix="collate") as pool:
             try:
                 for task in _Noting(self._tasks, self._dealt):
-                    ahead.append(pool.submit(self.work.__getitem__, task))
+                    ahead.append(pool.submit(self.work.batch, task))
                     if len(ahead) > self.settings.prefetch:
                         yield ahead.popleft().result()
                 while ahead:
@@ -187,9 +212,9 @@ class StepLoader:
                 for future in ahead:
                     future.cancel()
 
-    def _loader(self) -> StatefulDataLoader[Batch]:
+    def _loader(self, work: Work) -> StatefulDataLoader[Any]:
         return StatefulDataLoader(
-            self.work,
+            work,
             sampler=_Noting(self._tasks, self._dealt),
             batch_size=None,
             num_workers=self.settings.workers,

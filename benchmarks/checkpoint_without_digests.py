@@ -9,12 +9,21 @@ from stagecoach_workloads.checkpoints import saver
 class NoDigest:
     """What writing costs without one."""
 
-    def update(self, piece: bytes) -> None: ...
+    def __init__(self) -> None:
+        self.size = 0
+
+    def update(self, piece: bytes) -> None:
+        self.size += len(piece)
+
+    @property
+    def blocks(self) -> tuple[str, ...]:
+        return ("0" * 32,) * -(-self.size // digest.BLOCK_BYTES)
 
     def hex(self) -> str:
         return "0" * 32
 
 
 if __name__ == "__main__":
-    upload.Digest, digest.of = NoDigest, lambda _: "0" * 32  # type: ignore[misc, assignment]
+    upload.ObjectDigest = digest.ObjectDigest = NoDigest  # type: ignore[misc, assignment]
+    digest.of = lambda _: "0" * 32
     sys.exit(saver.main(sys.argv[1:]))

@@ -18,8 +18,10 @@ from typing import Any, Literal
 
 from stagecoach.contract.plan import Count, WholeNumber
 from stagecoach.contract.records import Record, Stored
+from stagecoach.storage import digest
 
-BLOCK_BYTES = 8 << 20  # one digest each: a flipped bit is found, and named, to within a block
+BLOCK_BYTES = digest.BLOCK_BYTES  # one digest each: a flipped bit is found, and named, to within a block
+
 
 CheckpointPart = Literal["model", "optimizer"]
 _NUMBERED = re.compile(r"(.*-)(\d+)(\.\w+)")
@@ -43,7 +45,7 @@ class ObjectDigests(Record):
     name: str  # below the checkpoint's folder
     size: WholeNumber
     blocks: tuple[str, ...]  # XXH3-128 (32 hex digits) of each 8 MiB
-    checksum: str | None = None  # XXH3-128 of the whole body: what the store keeps beside it, so that a look tells a swapped object
+    checksum: str | None = None  # of the whole (`digest.of_object`): what the store keeps beside it, so that a look tells a swapped object
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -13,14 +13,15 @@ from stagecoach.storage.settings import StoreSettings
 class ObjectInfo:
     """One object. `key` is relative to the store that was asked, `etag` changes whenever the body does.
 
-    `checksum` is the XXH3-128 (32 hex digits) of the body as it was published, None when somebody else wrote it. A listing of a
-    remote store does not carry checksums (None there): `stat` does.
+    `checksum` (`digest.of_object`, 32 hex digits) is that of the body as it was published, None when somebody else wrote it. A listing
+    of a remote store does not carry checksums (None there): `stat` does. `blocks`: the digest of each 8 MiB, from `publish` alone.
     """
 
     key: str
     size: int
     etag: str
     checksum: str | None = None
+    blocks: tuple[str, ...] = field(default=(), compare=False)
 
 
 @dataclass

@@ -1,7 +1,8 @@
 """file://: a body is written to a hidden temporary file beside its place, synced, and renamed (or linked) into it.
 
 The temporary names start with `.stagecoach-tmp-`: never listed, never a valid key, harmless after a kill, removed by `sweep`.
-The stored checksum is the extended attribute `user.stagecoach.xxh3-128` of the file, where the file system has those.
+The stored checksum is an extended attribute of the file, where the file system has those: `user.stagecoach.xxh3-128` of one block,
+`user.stagecoach.xxh3-128-blocks` of more (`digest.py`).
 """
 
 import contextlib
@@ -17,12 +18,12 @@ from itertools import islice
 from typing import Any
 
 from stagecoach.storage.backends import Download, ObjectInfo, Page, changed
+from stagecoach.storage.digest import checksum_name
 from stagecoach.storage.errors import AccessDenied, NotFound, OutOfRange, StoreMisconfigured, StoreUnavailable
 from stagecoach.storage.retry import Gate
 from stagecoach.storage.settings import StoreSettings
 from stagecoach.storage.uris import TEMPORARY_PREFIX
 
-CHECKSUM_ATTRIBUTE = "user.stagecoach.xxh3-128"
 _NO_ATTRIBUTES = {errno.ENOTSUP, errno.EOPNOTSUPP, errno.EPERM, errno.EACCES, errno.ENODATA, errno.ENOSPC, errno.ERANGE}
 _ABSENT = {errno.ENOENT, errno.ENOTDIR}
 _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
@@ -61,7 +62,9 @@ class FileBackend:
             etag = _etag(facts)
             if download.if_match is not None and etag != download.if_match:
                 raise changed(self.uri(download.path), download.if_match, etag)
-            download.describe(etag=etag, size=facts.st_size, checksum=_read_checksum(file.fileno()), shown=self.uri(download.path))
+            download.describe(
+                etag=etag, size=facts.st_size, checksum=_read_checksum(file.fileno(), facts.st_size), shown=self.uri(download.path)
+            )
             file.seek(download.position)
             download.body += file.read(download.missing)
 
@@ -87,7 +90,7 @@ class FileBackend:
             facts = os.stat(path)
             if not os.path.isfile(path):
                 raise FileNotFoundError(errno.ENOENT, "is a folder", path)
-            return ObjectInfo(key=path, size=facts.st_size, etag=_etag(facts), checksum=_read_checksum(path))
+            return ObjectInfo(key=path, size=facts.st_size, etag=_etag(facts), checksum=_read_checksum(path, facts.st_size))
 
     def list_page(self, path: str, *, recursive: bool, token: str | None) -> Page:
         with self._errors("list", path):
@@ -103,7 +106,8 @@ class FileBackend:
             else:
                 with contextlib.suppress(FileNotFoundError):  # replaced or deleted while we look
                     facts = entry.stat()
-                    yield ObjectInfo(key=entry.path, size=facts.st_size, etag=_etag(facts), checksum=_read_checksum(entry.path))
+                    checksum = _read_checksum(entry.path, facts.st_size)
+                    yield ObjectInfo(key=entry.path, size=facts.st_size, etag=_etag(facts), checksum=checksum)
 
     def put(self, path: str, body: bytes, checksum: str) -> ObjectInfo:
         upload = FileUpload(self, path)
@@ -284,7 +288,7 @@ class FileUpload:
     def _close(self, checksum: str) -> os.stat_result:
         self._close_direct()
         try:
-            os.setxattr(self.file.fileno(), CHECKSUM_ATTRIBUTE, checksum.encode())
+            os.setxattr(self.file.fileno(), _attribute(self.written), checksum.encode())
         except OSError as error:
             if error.errno not in _NO_ATTRIBUTES:
                 raise
@@ -337,9 +341,13 @@ def _etag(facts: os.stat_result) -> str:
     return f"{facts.st_ino:x}-{facts.st_mtime_ns:x}-{facts.st_size:x}"
 
 
-def _read_checksum(file: int | str) -> str | None:
+def _attribute(size: int) -> str:
+    return f"user.stagecoach.{checksum_name(size)}"
+
+
+def _read_checksum(file: int | str, size: int) -> str | None:
     try:
-        return os.getxattr(file, CHECKSUM_ATTRIBUTE).decode()
+        return os.getxattr(file, _attribute(size)).decode()
     except OSError as error:
         if error.errno in _NO_ATTRIBUTES or error.errno in _ABSENT:
             return None

@@ -1,8 +1,8 @@
 """s3://: through s3fs's own client, because its file surface knows no If-None-Match with metadata, no If-Match, no resumed range.
 
-Beside each body its user metadata carry `stagecoach-xxh3-128` (the digest) and `stagecoach-nonce` (who wrote it). A multipart
-body's digest is known only when all of it has been sent, after the metadata: it goes into an object tag together with the ETag
-it belongs to, so a tag that outlived its body is never believed.
+Beside each body its user metadata carry its checksum (`stagecoach-xxh3-128`, of more than 8 MiB `stagecoach-xxh3-128-blocks`) and
+`stagecoach-nonce` (who wrote it). A multipart body's checksum is known only when all of it has been sent, after the metadata: it goes
+into an object tag together with the ETag it belongs to, so a tag that outlived its body is never believed.
 """
 
 from typing import Any
@@ -14,7 +14,15 @@ from stagecoach.storage.hedge import Hedger, Received, receive
 from stagecoach.storage.retry import Gate, Transient
 from stagecoach.storage.s3_connection import Connection, Request, T, ask, connect
 from stagecoach.storage.s3_errors import PreconditionFailed, RangeNotSatisfiable
-from stagecoach.storage.s3_upload import CHECKSUM_NAME, NONCE_NAME, TAGGED, S3Upload, abort_stale_uploads, tagged_checksum
+from stagecoach.storage.s3_upload import (
+    NONCE_NAME,
+    TAGGED,
+    S3Upload,
+    abort_stale_uploads,
+    name_of_checksum,
+    stored_checksum,
+    tagged_checksum,
+)
 from stagecoach.storage.settings import StoreSettings
 
 
@@ -95,8 +103,7 @@ class S3Backend:
         size = int(whole) if whole is not None else int(head["ContentLength"])
         if whole is None and download.position:
             raise StorageError(f"{self.uri(download.path)}: the server ignores Range requests, so a broken read cannot be resumed")
-        checksum = _metadata(head).get(CHECKSUM_NAME)
-        shown = self.uri(download.path)
+        checksum, shown = stored_checksum(_metadata(head), size), self.uri(download.path)
         download.describe(etag=_plain(head["ETag"]), size=size, checksum=checksum, shown=shown)
         start = download.position if whole is None and download.start else 0
         download.body += part.body[start:]
@@ -104,7 +111,8 @@ class S3Backend:
     def stat(self, path: str) -> ObjectInfo:
         bucket, key = split(path)
         head = self.run(lambda fs: ask(fs, "head_object", Bucket=bucket, Key=key), "HeadObject", path)
-        info = ObjectInfo(key=path, size=int(head["ContentLength"]), etag=_plain(head["ETag"]), checksum=_metadata(head).get(CHECKSUM_NAME))
+        size = int(head["ContentLength"])
+        info = ObjectInfo(key=path, size=size, etag=_plain(head["ETag"]), checksum=stored_checksum(_metadata(head), size))
         return tagged_checksum(self, info) if info.checksum == TAGGED else info
 
     def list_page(self, path: str, *, recursive: bool, token: str | None) -> Page:
@@ -124,12 +132,12 @@ class S3Backend:
         return Page(objects=objects, folders=folders, next_token=reply.get("NextContinuationToken") if reply.get("IsTruncated") else None)
 
     def put(self, path: str, body: bytes, checksum: str) -> ObjectInfo:
-        reply = self._put(path, body, {CHECKSUM_NAME: checksum})
+        reply = self._put(path, body, {name_of_checksum(len(body)): checksum})
         return ObjectInfo(key=path, size=len(body), etag=_plain(reply["ETag"]), checksum=checksum)
 
     def put_if_absent(self, path: str, body: bytes, checksum: str, nonce: str) -> bool:
         try:
-            self._put(path, body, {CHECKSUM_NAME: checksum, NONCE_NAME: nonce}, IfNoneMatch="*")
+            self._put(path, body, {name_of_checksum(len(body)): checksum, NONCE_NAME: nonce}, IfNoneMatch="*")
         except PreconditionFailed:
             return self._wrote(path, nonce)
         return True

@@ -7,14 +7,25 @@ from typing import TYPE_CHECKING, Any
 
 from stagecoach.errors import StorageError
 from stagecoach.storage.backends import ObjectInfo
+from stagecoach.storage.digest import checksum_name
 from stagecoach.storage.retry import Transient
 from stagecoach.storage.s3_connection import ask
 
 if TYPE_CHECKING:
     from stagecoach.storage.s3 import S3Backend
 
-CHECKSUM_NAME, NONCE_NAME = "stagecoach-xxh3-128", "stagecoach-nonce"
-TAGGED = "in-tag"  # the value of CHECKSUM_NAME when the digest was not known yet
+NONCE_NAME, CHECKSUM_PLACE = "stagecoach-nonce", "stagecoach-xxh3-128"
+TAGGED = "in-tag"  # the value at CHECKSUM_PLACE when the checksum was not known yet
+
+
+def name_of_checksum(size: int) -> str:
+    """Of an object of this size: in its metadata, or among the tags of a multipart body."""
+    return f"stagecoach-{checksum_name(size)}"
+
+
+def stored_checksum(metadata: dict[str, str], size: int) -> str | None:
+    """What the metadata of an object say; TAGGED where its tags know."""
+    return TAGGED if metadata.get(CHECKSUM_PLACE) == TAGGED else metadata.get(name_of_checksum(size))
 
 
 class S3Upload:
@@ -36,7 +47,7 @@ class S3Upload:
         return self.backend.run(request, verb, self.path, timeout_s=self.backend.settings.attempt_timeout_s)
 
     def start(self) -> None:
-        reply = self._run("create_multipart_upload", "PutObject", Metadata={CHECKSUM_NAME: TAGGED})
+        reply = self._run("create_multipart_upload", "PutObject", Metadata={CHECKSUM_PLACE: TAGGED})
         self.upload_id = reply["UploadId"]
 
     def part(self, number: int, body: bytes | memoryview) -> None:
@@ -55,7 +66,7 @@ class S3Upload:
             if etag is None:
                 raise failure from None
         self.upload_id = None
-        self._store_checksum(etag, checksum)
+        self._store_checksum(etag, checksum, size)
         return ObjectInfo(key=self.path, size=size, etag=etag, checksum=checksum)
 
     def _completed_etag(self, size: int, parts: int) -> str | None:
@@ -70,8 +81,8 @@ class S3Upload:
                 return expected
         return None
 
-    def _store_checksum(self, etag: str, checksum: str) -> None:
-        tags = {"TagSet": [{"Key": CHECKSUM_NAME, "Value": checksum}, {"Key": "stagecoach-etag", "Value": etag}]}
+    def _store_checksum(self, etag: str, checksum: str, size: int) -> None:
+        tags = {"TagSet": [{"Key": name_of_checksum(size), "Value": checksum}, {"Key": "stagecoach-etag", "Value": etag}]}
         try:
             self._run("put_object_tagging", "PutObjectTagging", Tagging=tags)
         except StorageError as refused:
@@ -95,7 +106,7 @@ def tagged_checksum(backend: "S3Backend", info: ObjectInfo) -> ObjectInfo:
     except StorageError:
         return replace(info, checksum=None)
     tags = {tag["Key"]: tag["Value"] for tag in reply["TagSet"]}
-    return replace(info, checksum=tags.get(CHECKSUM_NAME) if tags.get("stagecoach-etag") == info.etag else None)
+    return replace(info, checksum=tags.get(name_of_checksum(info.size)) if tags.get("stagecoach-etag") == info.etag else None)
 
 
 def abort_stale_uploads(backend: "S3Backend", path: str, older_than_s: float) -> int:

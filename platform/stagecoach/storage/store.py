@@ -115,10 +115,10 @@ class Store:
                     raise
                 continue
             body = bytes(download.body)
-            if download.checksum is None or digest.of(body) == download.checksum:
+            if download.checksum is None or digest.of_object(body) == download.checksum:
                 return body
         raise ObjectCorrupt(
-            f"{self.uri_of(key)}: its {len(body)} bytes have XXH3-128 {digest.of(body)}, but {download.checksum} was stored when it "
+            f"{self.uri_of(key)}: its {len(body)} bytes have XXH3-128 {digest.of_object(body)}, but {download.checksum} was stored when it "
             "was published: the object is damaged; restore it or remove it"
         )
 
@@ -171,7 +171,7 @@ class Store:
     # Writing
 
     def publish(self, key: str, data: bytes | Iterable[bytes | memoryview]) -> ObjectInfo:
-        """Writes the body so that a reader sees all of it or none, replacing what stood there; digests it on the way.
+        """Writes the body so that a reader sees all of it or none, replacing what stood there; digests it on the way, by blocks.
 
         `data` may be an iterable of pieces of any size: large bodies go up in parts (several at a time) and are never held whole.
         It may be asked for its next piece by another thread. A piece that is a memoryview is not copied where that can be helped, so
@@ -182,9 +182,11 @@ class Store:
         parts = Parts((data,) if isinstance(data, bytes) else data, self.settings)
         body = parts.small_body()
         if body is None:
-            return replace(self._publish_parts(path, parts), key=key)
-        checksum = parts.digest.hex()
-        return replace(self._call("publishing", path, lambda: self._backend.put(path, body, checksum)), key=key)
+            info = self._publish_parts(path, parts)
+        else:
+            whole, checksum = body, parts.digest.hex()
+            info = self._call("publishing", path, lambda: self._backend.put(path, whole, checksum))
+        return replace(info, key=key, blocks=parts.digest.blocks)
 
     def create_if_absent(self, key: str, data: bytes) -> bool:
         """True for exactly one of any number of concurrent callers, False for all who find the key taken.
@@ -194,7 +196,7 @@ class Store:
         that nonce back: ours means that our first PUT won. Raises StoreUnavailable when the deadline passes with the outcome
         unknown: then ask with `read`.
         """
-        path, nonce, checksum = self._path_of(key), uuid.uuid4().hex, digest.of(data)
+        path, nonce, checksum = self._path_of(key), uuid.uuid4().hex, digest.of_object(data)
         return self._call("creating", path, lambda: self._backend.put_if_absent(path, data, checksum, nonce))
 
     def delete(self, key: str) -> None:

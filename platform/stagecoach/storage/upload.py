@@ -6,7 +6,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Protocol
 
 from stagecoach.storage.backends import ObjectInfo, Upload
-from stagecoach.storage.digest import Digest
+from stagecoach.storage.digest import ObjectDigest
 from stagecoach.storage.settings import MIB, StoreSettings
 
 MIN_PART_BYTES = 5 * MIB  # S3's, for all parts but the last
@@ -25,7 +25,7 @@ class Parts:
         self._settings = settings
         self._held: deque[memoryview] = deque()
         self._held_bytes = 0
-        self.digest = Digest()
+        self.digest = ObjectDigest()
 
     def small_body(self) -> bytes | None:
         """The whole body when it fits one PUT; else None, and `parts` yields it from its start."""

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from stagecoach.checkpoints.listing import COMMITTED, MANIFEST, CheckpointRef, checkpoint_ref
 from stagecoach.checkpoints.manifest import BYTES_OF
 from stagecoach.contract.checkpoint import (
-    BLOCK_BYTES,
     CheckpointManifest,
     CheckpointPart,
     CheckpointValues,
@@ -118,8 +117,9 @@ def _write_rank(job: JobFolder, ref: CheckpointRef, state: Sequence[Whole], rank
 
 
 def object_digests(name: str, body: bytes) -> ObjectDigests:
-    blocks = tuple(xxh3.of(body[start : start + BLOCK_BYTES]) for start in range(0, len(body), BLOCK_BYTES))
-    return ObjectDigests(name=name, size=len(body), blocks=blocks, checksum=xxh3.of(body))
+    proof = xxh3.ObjectDigest()
+    proof.update(body)
+    return ObjectDigests(name=name, size=len(body), blocks=proof.blocks, checksum=proof.hex())
 
 
 def _values(values: Mapping[str, str]) -> bytes:

@@ -1,7 +1,6 @@
 """Where boxes of tensors lie and how they come back, without a store or a process."""
 
 import json
-import random
 import subprocess
 import sys
 from dataclasses import replace
@@ -11,21 +10,19 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-import xxhash
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from stagecoach.checkpoints import DamagedCheckpoint
 from stagecoach.checkpoints.packing import packed
-from stagecoach.contract.checkpoint import BLOCK_BYTES, Piece, TensorEntry
+from stagecoach.contract.checkpoint import Piece, TensorEntry
 from stagecoach.errors import CheckpointError
 from stagecoach_workloads.checkpoints.commit import merge_entries
 from stagecoach_workloads.checkpoints.errors import SaveFailed
 from stagecoach_workloads.checkpoints.layout import build_layout
 from stagecoach_workloads.checkpoints.loading import LoadPlan, plan_load
 from stagecoach_workloads.checkpoints.reading import Read, spread
-from stagecoach_workloads.checkpoints.saver import digested
 from stagecoach_workloads.checkpoints.staging import StagingBuffer
 from stagecoach_workloads.checkpoints.state import CheckpointState, LocalBox
 from stagecoach_workloads.testing.checkpointing import MODEL_SHAPES, blank, whole_state
@@ -272,10 +269,3 @@ def test_the_saving_process_does_without_torch() -> None:
     check = "import sys, stagecoach_workloads.checkpoints.saver; sys.exit(sorted({'torch', 'numpy'} & sys.modules.keys()) or 0)"
     done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-
-
-@pytest.mark.parametrize("size", [0, 1, BLOCK_BYTES, 2 * BLOCK_BYTES + 17])
-def test_a_body_goes_up_as_it_is_with_a_digest_for_each_block(size: int) -> None:
-    body, blocks = random.Random(1).randbytes(size), list[str]()
-    assert b"".join(digested(memoryview(body), blocks)) == body
-    assert blocks == [xxhash.xxh3_128_hexdigest(body[start : start + BLOCK_BYTES]) for start in range(0, size, BLOCK_BYTES)]

@@ -10,7 +10,7 @@ from math import prod
 from stagecoach.checkpoints.listing import COMMITTED, MANIFEST, CheckpointRef
 from stagecoach.checkpoints.manifest import overlap
 from stagecoach.checkpoints.packing import joined, packed
-from stagecoach.contract.checkpoint import BLOCK_BYTES, CheckpointManifest, ObjectDigests, Piece, RankDigests, TensorEntry
+from stagecoach.contract.checkpoint import CheckpointManifest, ObjectDigests, Piece, RankDigests, TensorEntry
 from stagecoach.contract.ledger import JobFolder
 from stagecoach.contract.records import decode, encode
 from stagecoach.storage import NotFound, digest
@@ -94,8 +94,9 @@ class Commit:
         digests = decode(RankDigests, body, uri=self._folder.store.uri_of(key))
         if (digests.rank, digests.step, digests.attempt) != (rank, self._ref.step, self._ref.attempt):
             raise SaveFailed(f"{self._folder.store.uri_of(key)} says it is of rank {digests.rank}, step {digests.step}")
-        blocks = tuple(digest.of(body[start : start + BLOCK_BYTES]) for start in range(0, len(body), BLOCK_BYTES))
-        self._digests_objects[rank] = ObjectDigests(name=digests_name(rank), size=len(body), blocks=blocks, checksum=digest.of(body))
+        proof = digest.ObjectDigest()
+        proof.update(body)
+        self._digests_objects[rank] = ObjectDigests(name=digests_name(rank), size=len(body), blocks=proof.blocks, checksum=proof.hex())
         return digests
 
     def _manifest(self, objects: Sequence[ObjectDigests]) -> CheckpointManifest:

@@ -22,7 +22,7 @@ from stagecoach.contract.checkpoint import BLOCK_BYTES, CheckpointValues, Object
 from stagecoach.contract.ledger import JobFolder
 from stagecoach.contract.records import encode, validate
 from stagecoach.errors import StorageError
-from stagecoach.storage import StoreSettings, digest, open_store
+from stagecoach.storage import StoreSettings, open_store
 from stagecoach_workloads.checkpoints.commit import Commit, SkippedByRank, digests_name, follow, refuse_when_fenced, say_that_it_is_skipped
 from stagecoach_workloads.checkpoints.errors import SaveFailed
 from stagecoach_workloads.checkpoints.link import PARENT_PID
@@ -121,12 +121,11 @@ class Saver:
         return [self._publish(ref, name, body) for name, body in bodies.items()]
 
     def _publish(self, ref: CheckpointRef, name: str, body: memoryview) -> ObjectDigests:
-        """Uploads one object, digesting each block on its way, and looks whether all of it arrived."""
-        blocks: list[str] = []
-        info = self.folder.store.publish(f"{ref.key}/{name}", digested(body, blocks))
+        """Uploads one object, whose blocks the store digests on their way, and looks whether all of it arrived."""
+        info = self.folder.store.publish(f"{ref.key}/{name}", in_blocks(body))
         if info.size != body.nbytes:
             raise SaveFailed(f"{ref.uri}/{name}: {body.nbytes} bytes were sent, and the store holds {info.size}")
-        return ObjectDigests(name=name, size=body.nbytes, blocks=tuple(blocks), checksum=info.checksum)
+        return ObjectDigests(name=name, size=body.nbytes, blocks=info.blocks, checksum=info.checksum)
 
     def _collect(self, step: int) -> None:
         """Removes old checkpoints. What goes wrong here is said and tried again after the next save: the new one is safe."""
@@ -159,12 +158,9 @@ def yield_to_training(nice: int) -> None:
         os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
 
 
-def digested(body: memoryview, blocks: list[str]) -> Iterator[memoryview]:
-    """The body block by block, uncopied; the digest of each is added to `blocks`. The store asks ahead, while it sends the one before."""
-    for start in range(0, body.nbytes, BLOCK_BYTES):
-        block = body[start : start + BLOCK_BYTES]
-        blocks.append(digest.of(block))
-        yield block
+def in_blocks(body: memoryview) -> Iterator[memoryview]:
+    """The body, uncopied. The store asks for a block, and digests it, while it sends the one before."""
+    return (body[start : start + BLOCK_BYTES] for start in range(0, body.nbytes, BLOCK_BYTES))
 
 
 def _values(text: str) -> memoryview:

@@ -1,7 +1,9 @@
 """Small parts of the trainer."""
 
 import random
+import threading
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -97,6 +99,22 @@ def test_losses_are_means_over_targets_by_kind_and_category() -> None:
 def test_the_hash_of_samples_knows_them_and_not_their_order() -> None:
     assert hash_of_ids(["a", "b", "b"]) == hash_of_ids(["b", "a", "b"])
     assert len({hash_of_ids(ids) for ids in (["a"], ["b"], ["a", "b"], ["a", "b", "b"], [])}) == 5
+
+
+def test_a_hold_lasts_until_its_file_is_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    go = tmp_path / "go"
+    monkeypatch.setenv("STAGECOACH_TEST_FAULTS", f'[{{"at": "load", "step": 3, "action": "hold", "attempt": null, "until": "{go}"}}]')
+    monkeypatch.setenv("RANK", "0")
+    held = threading.Thread(target=reached, args=("load", 3), daemon=True)
+    held.start()
+    held.join(0.1)
+    assert held.is_alive()
+    go.touch()
+    held.join(10)
+    assert not held.is_alive()
+    monkeypatch.setenv("STAGECOACH_TEST_FAULTS", '[{"at": "load", "step": 3, "action": "hold"}]')
+    with pytest.raises(ValueError, match="needs `until`"):
+        reached("load", 3)
 
 
 def test_a_fault_is_due_at_its_phase_step_rank_and_attempt(monkeypatch) -> None:  # type: ignore[no-untyped-def]

@@ -27,11 +27,12 @@ PHASES = (
     "load",  # in the thread that loads data: the step's batches are there, and nobody has them yet
 )  # fmt: skip
 FOR_EVER_S = 10_000
+HOLD_POLL_S = 0.05
 SO_ATTACH_FILTER = 26  # socket(7); Python has no name for it
 
 Action = Literal[
     "sigkill", "sigkill_parent", "sigkill_ranks", "sigkill_supervisor", "sigterm_supervisor",  # done by `reached`
-    "sigterm", "sigstop", "raise", "exit", "sleep", "partition",
+    "sigterm", "sigstop", "raise", "exit", "sleep", "hold", "partition",
     "nan", "inf", "spike", "flip",  # done by the trainer, which asks `ordered`
 ]  # fmt: skip
 
@@ -41,7 +42,8 @@ class PhaseFault:
     """What happens where. `rank` None: on every rank; `step` None: at every step; `attempt` None: in every attempt.
 
     A fault with a `mark` is committed once in all attempts, by the process that makes that file (JSON: t, phase, step, attempt, rank); one
-    with `after` not before that file is there. So faults are strung together without knowing how many attempts each will cost.
+    with `after` not before that file is there. So faults are strung together without knowing how many attempts each will cost. A "hold"
+    ends once the file `until` is there: a test that makes a fault from outside need not be quicker than the job.
     """
 
     at: str
@@ -52,6 +54,7 @@ class PhaseFault:
     value: float = 0.0  # seconds of "sleep", or by which a signal is late; the code of "exit", the factor of "spike"
     mark: str | None = None
     after: str | None = None
+    until: str | None = None  # of "hold"
 
 
 def reached(phase: str, step: int) -> None:
@@ -101,11 +104,14 @@ def _is_ours(fault: PhaseFault, step: int) -> bool:
 
 @cache
 def _read(text: str) -> tuple[PhaseFault, ...]:
-    """Raises ValueError for a phase or action that does not exist: a fault that is never committed would let its test pass."""
+    """Raises ValueError for a phase or action that does not exist: a fault that is never committed would let its test pass; and for a hold
+    that nothing would end."""
     faults = tuple(PhaseFault(**fault) for fault in json.loads(text))
     for fault in faults:
         if fault.at not in PHASES or fault.action not in Action.__args__:  # type: ignore[attr-defined]
             raise ValueError(f"{VARIABLE}: no such phase or action: {fault}")
+        if (fault.action == "hold") != (fault.until is not None):
+            raise ValueError(f"{VARIABLE}: a hold needs `until`, and nothing else has one: {fault}")
     return faults
 
 
@@ -156,6 +162,11 @@ def _partition(_fault: PhaseFault) -> None:
                         connection.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, program)
 
 
+def _hold(fault: PhaseFault) -> None:
+    while fault.until is not None and not os.path.exists(fault.until):
+        time.sleep(HOLD_POLL_S)
+
+
 def _exit(fault: PhaseFault) -> None:
     sys.stderr.flush()
     os._exit(int(fault.value))
@@ -172,5 +183,6 @@ _ACTIONS: dict[str, Callable[[PhaseFault], None]] = {
     "raise": _raise,
     "partition": _partition,
     "exit": _exit,
+    "hold": _hold,
     "sleep": lambda fault: time.sleep(fault.value or FOR_EVER_S),
 }

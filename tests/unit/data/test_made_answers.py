@@ -155,7 +155,7 @@ READ: dict[str, Callable[[Sample], Any]] = {
     "name_widget": lambda s: inside(s, s.extra["question"]),
     "captions": caption,
     "ocr_pages": lambda s: " / ".join(box["label"] for box in boxes(s)),
-    "text_sum": lambda s: str(sum(map(int, asked(r"What is (\d+) \+ (\d+)\?", s)))),
+    "text_sum": lambda s: str(sum(map(int, asked(r"(?:\w+ asks: w|W)hat is (\d+) \+ (\d+)\?", s)))),
     "repeat": lambda s: " ".join(asked(r"Say (\w+(?: \w+)?)\.", s)),
     "facts": lambda s: str(sum(map(int, re.findall(r"\d+", s.extra["question"])))),
 }

@@ -143,7 +143,7 @@ def make_corpus(
 
 
 def _make_dataset(store: Store, job: MakeJob, pool: Executor | None, on_progress: Callable[[str, int, int], None] | None) -> None:
-    version = 2 if job.profile.level.open_vocabulary else 3  # of what is drawn
+    version = 2 if job.profile.level.open_vocabulary else 4  # of what is drawn
     settings = WriteSettings(
         kind=DATASETS[job.dataset][0],
         recipe={"made": job.dataset, "split": job.split, "profile": job.profile_name, "seed": job.seed, "version": version},

@@ -30,6 +30,14 @@ class Level:
     numbers: int  # operands are below
     frames: int
     open_vocabulary: bool = True  # whether each split has words and pairs of operands of its own
+    syllables: int = 2  # of a word
+    lines: int = 3  # of a page at most, each of so many words
+    line_words: int = 2
+    fields: int = 3  # of a form
+    cells: int = 10  # what a table's cells hold is below
+    screen_rows: int = 4  # of a screen, a button each
+    labels: int = 8  # that buttons may have
+    icons: bool = False  # whether a button shows, beside its label, the icon that goes with it (6 labels have one)
     quality: int = 90  # of JPEG
 
 
@@ -45,10 +53,14 @@ class Profile:
 
 
 _EASY = Level(size=48, page=64, grid=2, colours=4, shapes=3, most=4, words=40, numbers=5, frames=8)
+_HOUR = replace(  # what reads takes most of an hour, so there is little to read
+    _EASY, open_vocabulary=False, words=12, syllables=1, numbers=3, lines=2, line_words=1, fields=2, cells=5, screen_rows=3, labels=6,
+    icons=True,
+)  # fmt: skip
 PROFILES = {
     "tiny": Profile(level=_EASY, train=120, held_out=24, unit=60),
     "demo": Profile(level=_EASY, train=1200, held_out=120, unit=300, tested=210),
-    "learn": Profile(level=replace(_EASY, open_vocabulary=False), train=6000, held_out=240, unit=1000, tested=250),  # an hour is little
+    "learn": Profile(level=_HOUR, train=9000, held_out=240, unit=1000, tested=250),
     "bench": Profile(
         level=Level(size=500, page=700, grid=4, colours=8, shapes=7, most=9, words=250, numbers=50, frames=16, quality=85),
         train=1500,
@@ -74,9 +86,9 @@ def shade_classes(split: str) -> range:
 
 
 def words(level: Level, split: str) -> list[str]:
-    """The split's made words: two syllables each. Disjoint between splits, unless the level's splits share them."""
+    """The split's made words: different syllables each. Disjoint between splits, unless the level's splits share them."""
     syllables = [c + v for c in "bdfgklmnprst" for v in "aeiou"]
-    found = (first + second for first, second in itertools.product(syllables, syllables) if first != second)
+    found = map("".join, itertools.permutations(syllables, level.syllables))
     mine = [word for word in found if in_split(word, split if level.open_vocabulary else "train")]
     stream("words").shuffle(mine)
     return sorted(mine[: level.words])

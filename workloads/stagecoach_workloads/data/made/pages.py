@@ -3,15 +3,15 @@
 from collections.abc import Sequence
 from itertools import product
 
-from stagecoach_workloads.data.made.draw import Box, Brush, Picture, box_text, on_canvas
+from stagecoach_workloads.data.made.draw import Box, Brush, Picture, box_text, draw_shape, on_canvas
 from stagecoach_workloads.data.made.level import Level, in_split, stream, words
 from stagecoach_workloads.data.made.scenes import colours
 from stagecoach_workloads.data.made.task import Case, PairTask, Task
 
 LABELS = ("A", "B", "C", "D", "E")
 BUTTONS = ("Send", "Back", "Save", "Menu", "Play", "Stop", "Next", "Help")
+ICONS = {"Send": "star", "Back": "diamond", "Save": "circle", "Menu": "cross", "Play": "triangle", "Stop": "square"}
 FIELDS = ("name", "city", "total")
-SCREEN_ROWS = 4
 
 
 class Sign(Task):
@@ -74,12 +74,12 @@ class Table(Task):
     lossless = True
 
     def cases(self, level: Level, split: str) -> Sequence[Case]:
-        cells = product(LABELS[:2], (1, 2), range(10))
+        cells = product(LABELS[:2], (1, 2), range(level.cells))
         return [Case(f"What is in row {row}, column {column}?", str(value), (row, column)) for row, column, value in cells]
 
     def draw(self, case: Case, brush: Brush) -> list[Picture]:
         row, column = case.spec
-        values = {cell: str(brush.rng.randint(0, 9)) for cell in product(LABELS[:2], (1, 2))}
+        values = {cell: str(brush.rng.randrange(brush.level.cells)) for cell in product(LABELS[:2], (1, 2))}
         values[(row, column)] = case.answer
         picture = brush.blank(brush.level.page, brush.level.page * 3 // 4)
         width, height = picture.image.size
@@ -99,13 +99,14 @@ class Form(Task):
     lossless = True
 
     def cases(self, level: Level, split: str) -> Sequence[Case]:
-        return [Case(f"What is the {name}?", word, (name,)) for name, word in product(FIELDS, words(level, split))]
+        return [Case(f"What is the {name}?", word, (name,)) for name, word in product(FIELDS[: level.fields], words(level, split))]
 
     def draw(self, case: Case, brush: Brush) -> list[Picture]:
         options = words(brush.level, brush.split)
-        values = {name: brush.rng.choice(options) for name in FIELDS} | {case.spec[0]: case.answer}
+        names = FIELDS[: brush.level.fields]
+        values = {name: brush.rng.choice(options) for name in names} | {case.spec[0]: case.answer}
         picture = brush.blank(brush.level.page, brush.level.page)
-        lines = [f"{name}: {values[name]}" for name in brush.rng.sample(FIELDS, len(FIELDS))]
+        lines = [f"{name}: {values[name]}" for name in brush.rng.sample(names, len(names))]
         write_lines(brush, picture, lines)
         return [picture]
 
@@ -127,35 +128,28 @@ class Page(PairTask):
 
     def cases(self, level: Level, split: str) -> Sequence[Case]:
         rng, options = stream("pages", *([split] if level.open_vocabulary else [])), words(level, split)
-        found = [[rng.sample(options, 2) for _ in range(rng.randint(1, 3))] for _ in range(50 * len(options))]
+        found = [[rng.sample(options, level.line_words) for _ in range(rng.randint(1, level.lines))] for _ in range(50 * len(options))]
         texts = {" / ".join(" ".join(line) for line in lines) for lines in found}
         return [Case("", text) for text in sorted(texts) if level.open_vocabulary or in_split(text, split)]
 
     def draw(self, case: Case, brush: Brush) -> list[Picture]:
         lines = case.answer.split(" / ")
         picture = brush.blank(brush.level.page, brush.level.page)
-        write_lines(brush, picture, [*lines, *[""] * (3 - len(lines))])
+        write_lines(brush, picture, [*lines, *[""] * (brush.level.lines - len(lines))])
         picture.boxes = [box for box in picture.boxes if box[0]]
         return [picture]
 
 
 class Sum(Task):
-    """A sum written on the image. The splits' operands are disjoint; with a closed vocabulary, operands with the way to write them."""
+    """A sum written on the image. The splits' operands are disjoint, unless the level's splits share them."""
 
     category = "sum"
     lossless = True
-    WAYS = ("{a} + {b}", "{a}+{b}=", "{a} and {b}", "({a} + {b})", "{a} plus {b}", "{a}, {b} more")
 
     def cases(self, level: Level, split: str) -> Sequence[Case]:
-        pairs, found = product(range(level.numbers), repeat=2), []
-        for a, b in pairs:
-            written = [way.format(a=a, b=b) for way in self.WAYS]
-            if level.open_vocabulary:
-                mine = written[:1] if in_split(f"{a}+{b}", split) else []
-            else:
-                mine = [text for text in written if in_split(text, split)]
-            found += [Case("What is the result?", str(a + b), (text,)) for text in mine]
-        return found
+        pairs = product(range(level.numbers), repeat=2)
+        mine = [(a, b) for a, b in pairs if not level.open_vocabulary or in_split(f"{a}+{b}", split)]
+        return [Case("What is the result?", str(a + b), (f"{a} + {b}",)) for a, b in mine]
 
     def draw(self, case: Case, brush: Brush) -> list[Picture]:
         picture = brush.blank(brush.level.page, brush.level.page // 2)
@@ -165,25 +159,21 @@ class Sum(Task):
 
 
 class Program(Task):
-    """What a two-line program on the image prints. The splits' operands are disjoint; with a closed vocabulary, operands with a name."""
+    """What a two-line program on the image prints. The splits' operands are disjoint, unless the level's splits share them."""
 
     category = "program"
     lossless = True
-    NAMES = "xyz"
 
     def cases(self, level: Level, split: str) -> Sequence[Case]:
         numbers = range(level.numbers)
-        if level.open_vocabulary:
-            mine = [("", a, b, op) for a, b, op in product(numbers, numbers, "+-*") if in_split(f"{a}{op}{b}", split)]
-        else:
-            programs = product(self.NAMES, numbers, numbers, "+-*")
-            mine = [(name, a, b, op) for name, a, b, op in programs if in_split(f"{name}{a}{b}{op}", split)]
-        return [Case("What does it print?", str(_result(a, b, op)), (name, a, b, op)) for name, a, b, op in mine]
+        programs = product(numbers, numbers, "+-*")
+        mine = [(a, b, op) for a, b, op in programs if not level.open_vocabulary or in_split(f"{a}{op}{b}", split)]
+        return [Case("What does it print?", str(_result(a, b, op)), (a, b, op)) for a, b, op in mine]
 
     def draw(self, case: Case, brush: Brush) -> list[Picture]:
-        name, a, b, op = case.spec
+        a, b, op = case.spec
         picture = brush.blank(brush.level.page, brush.level.page * 3 // 4)
-        name = name or brush.rng.choice(self.NAMES)
+        name = brush.rng.choice("xyz")
         write_lines(brush, picture, [f"{name} = {a}", f"print({name} {op} {b})"])
         return [picture]
 
@@ -192,12 +182,17 @@ def _result(a: int, b: int, op: str) -> int:
     return a + b if op == "+" else a - b if op == "-" else a * b
 
 
+def buttons(level: Level) -> tuple[str, ...]:
+    """What buttons may be called."""
+    return BUTTONS[: level.labels]
+
+
 def screen_rows(level: Level) -> list[Box]:
     """Where the widgets of a screen stand: rows that never overlap."""
-    width, height = screen_size(level)
+    (width, height), rows = screen_size(level), level.screen_rows
     return [
-        (width // 10, row * height // SCREEN_ROWS + height // 40, width - width // 10, (row + 1) * height // SCREEN_ROWS - height // 40)
-        for row in range(SCREEN_ROWS)
+        (width // 10, row * height // rows + height // 40, width - width // 10, (row + 1) * height // rows - height // 40)
+        for row in range(rows)
     ]
 
 
@@ -211,7 +206,13 @@ def draw_screen(brush: Brush, labels: list[str]) -> Picture:
     picture = brush.blank(*screen_size(brush.level))
     for label, box in zip(labels, screen_rows(brush.level), strict=True):
         picture.pen.rounded_rectangle(box, radius=max(2, (box[3] - box[1]) // 5), fill=brush.shade(brush.rng.choice(brush.colours[:2])))
-        brush.words(picture, label, (box[0] + 3, box[1] + 3, box[2] - 3, box[3] - 3), ink=(255, 255, 255))
+        left, top, right, bottom = box[0] + 3, box[1] + 3, box[2] - 3, box[3] - 3
+        if brush.level.icons:
+            side = min(bottom - top, (right - left) // 3)
+            centre = (top + bottom) // 2
+            draw_shape(picture.pen, ICONS[label], (left, centre - side // 2, left + side, centre - side // 2 + side), (255, 255, 255))
+            left += side + 2
+        brush.words(picture, label, (left, top, right, bottom), ink=(255, 255, 255))
         picture.boxes.append((label, box))
     return picture
 
@@ -221,7 +222,7 @@ class _Screen(Task):
 
     def draw(self, case: Case, brush: Brush) -> list[Picture]:
         label, row = case.spec[-2:]
-        labels = brush.rng.sample([name for name in BUTTONS if name != label], SCREEN_ROWS)
+        labels = brush.rng.sample([name for name in buttons(brush.level) if name != label], brush.level.screen_rows)
         labels[row] = label
         return [draw_screen(brush, labels)]
 
@@ -234,7 +235,7 @@ class FindWidget(_Screen):
 
     def cases(self, level: Level, split: str) -> Sequence[Case]:
         boxes = [on_canvas(box, screen_size(level)) for box in screen_rows(level)]
-        return [Case(f"Box of {label}?", box_text(box), (label, row)) for label in BUTTONS for row, box in enumerate(boxes)]
+        return [Case(f"Box of {label}?", box_text(box), (label, row)) for label in buttons(level) for row, box in enumerate(boxes)]
 
 
 class NameWidget(_Screen):
@@ -244,7 +245,7 @@ class NameWidget(_Screen):
 
     def cases(self, level: Level, split: str) -> Sequence[Case]:
         boxes = [on_canvas(box, screen_size(level)) for box in screen_rows(level)]
-        return [Case(f"What is in {box_text(box)}?", label, (label, row)) for label in BUTTONS for row, box in enumerate(boxes)]
+        return [Case(f"What is in {box_text(box)}?", label, (label, row)) for label in buttons(level) for row, box in enumerate(boxes)]
 
 
 class TapWidget(_Screen):
@@ -258,7 +259,7 @@ class TapWidget(_Screen):
         for row, box in enumerate(screen_rows(level)):
             x1, y1, x2, y2 = on_canvas(box, screen_size(level))
             point = f"[{(x1 + x2) // 2}, {(y1 + y2) // 2}]"
-            found += [Case(f"Tap {label}.", point, ((x1, y1, x2, y2), label, row)) for label in BUTTONS]
+            found += [Case(f"Tap {label}.", point, ((x1, y1, x2, y2), label, row)) for label in buttons(level)]
         return found
 
 

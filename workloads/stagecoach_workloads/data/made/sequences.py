@@ -190,15 +190,16 @@ class Lists(Facts):
 
 
 class TextSum(Task):
-    """Text-only conversation: a sum."""
+    """Text-only conversation: a sum. The splits' operands are disjoint; where the level's splits share them, operands with who asks."""
 
     category = "text_sum"
 
     def cases(self, level: Level, split: str) -> Sequence[Case]:
-        numbers = range(level.numbers)
-        return [Case(f"What is {a} + {b}?", str(a + b)) for a, b in product(numbers, numbers) if in_split(f"{a}+{b}", split)] or [
-            Case("What is 1 + 1?", "2")
-        ]
+        pairs = list(product(range(level.numbers), repeat=2))
+        if not level.open_vocabulary:
+            asked = [(name, a, b) for name, (a, b) in product(NAMES, pairs) if in_split(f"{name}{a}+{b}", split)]
+            return [Case(f"{name} asks: what is {a} + {b}?", str(a + b)) for name, a, b in asked]
+        return [Case(f"What is {a} + {b}?", str(a + b)) for a, b in pairs if in_split(f"{a}+{b}", split)] or [Case("What is 1 + 1?", "2")]
 
     def draw(self, case: Case, brush: Brush) -> list[Picture]:
         return []

@@ -184,10 +184,10 @@ class IndexColumns:
             raise IndexError(f"sample {number} of {self.num_samples}")
         return IndexRow(**self.table.slice(number, 1).to_pylist()[0])
 
-    def members(self, number: int) -> tuple[str, tuple[tuple[str, int, int], ...]]:
-        """The sample's key, and name, offset and length of each member: what every read needs, ten times faster than `row`."""
-        key, names, offsets, lengths = (column[number].as_py() for column in self._named)
-        return key, tuple(zip(names, offsets, lengths, strict=True))
+    def members(self, numbers: np.ndarray) -> list[tuple[str, tuple[tuple[str, int, int], ...]]]:
+        """Of each sample the key, and name, offset and length of each member: what every read needs, many times faster than `row`."""
+        keys, *members = (column.take(pa.array(numbers)).to_pylist() for column in self._named)
+        return [(key, tuple(zip(*lists, strict=True))) for key, *lists in zip(keys, *members, strict=True)]
 
     @cached_property
     def _named(self) -> list[pa.Array]:

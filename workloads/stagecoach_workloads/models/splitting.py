@@ -3,7 +3,8 @@
 The grid is chosen by `stagecoach.costs.tiles`, in integers: MM1.5's dynamic rule (arXiv:2409.20566 Eq. 1), LLaVA's rule as xGen-MM
 uses it (arXiv:2408.08872), or a static grid as SPHINX's sub-images in MM1 (arXiv:2403.09611). Three frames of reference: the original
 image; the canvas (the grid's pixels, which the image is resized into and padded to); a tile, or the overview, of `image.size` a side.
-A box is (left, top, right, bottom) in pixels, as exact fractions wherever it is moved.
+A box is (left, top, right, bottom) in pixels, as exact fractions wherever it is moved. The classes have no slots: without
+them they are pickled in a third of the time, and the data loader sends some with every image.
 """
 
 from collections.abc import Sequence
@@ -18,7 +19,7 @@ Box = tuple[Fraction, Fraction, Fraction, Fraction]
 Pixels = tuple[int, int, int, int]  # left, top, right, bottom
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class Fit:
     """Where an image lies inside a rectangle: resized to `inner` (left, top, right, bottom), the rest is padding."""
 
@@ -39,7 +40,7 @@ class Fit:
         return ((box[0] - left) * across, (box[1] - top) * down, (box[2] - left) * across, (box[3] - top) * down)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class Tile:
     """One encoded image. `row` and `column` count from 1; (0, 0) is the overview. `region`: its pixels that are no padding."""
 
@@ -53,7 +54,7 @@ class Tile:
         return self.row == 0
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class Tiling:
     """One image's encoded images, in the order in which they stand in the text."""
 

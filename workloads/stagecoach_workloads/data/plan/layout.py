@@ -7,6 +7,7 @@ its indicator's text in front. A preference pair is two such documents behind on
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from typing import NamedTuple
 
 import numpy as np
 
@@ -26,8 +27,7 @@ class LayoutSettings:
     indicator_length: Callable[[str], int] = len
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
+class Piece(NamedTuple):
     """A text run (`run` its number) or one image with all of its tiles. `start` is its first position in the sample."""
 
     start: int

@@ -6,6 +6,7 @@ the first frame counts; EXIF orientation is applied. Sizes in the index are thos
 """
 
 import io
+import struct
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,7 @@ from stagecoach.errors import DataError
 MAX_PIXELS = 64 * 1000 * 1000
 FORMATS = ("JPEG", "PNG", "WEBP")
 _SUFFIX = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
+_SEGMENT = struct.Struct(">BBH")  # of a JPEG: 0xFF, marker, length
 _ORIENTATION = 0x0112
 _TURNED = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 
@@ -66,20 +68,19 @@ def image_info(body: bytes) -> ImageInfo:
 
 def _has_exif(body: bytes) -> bool:
     """Walks the JPEG's segments up to the scan (ITU T.81, B.1.1.4). Where they are damaged, what was walked decides."""
-    at = 2
-    while at + 4 <= len(body) and body[at] == 0xFF:
-        marker = body[at + 1]
-        if marker == 0xFF:  # fill byte
-            at += 1
-            continue
+    at, last = 2, len(body) - _SEGMENT.size
+    while at <= last:
+        lead, marker, length = _SEGMENT.unpack_from(body, at)
+        if lead != 0xFF or marker in (0xDA, 0xD9):  # damaged, start of scan, end of image
+            return False
         if marker == 0xE1 and body[at + 4 : at + 9] == b"Exif\0":
             return True
-        if marker in (0xD8, 0x01) or 0xD0 <= marker <= 0xD7:  # no length follows
+        if marker == 0xFF:  # fill byte
+            at += 1
+        elif marker in (0xD8, 0x01) or 0xD0 <= marker <= 0xD7:  # no length follows
             at += 2
-            continue
-        if marker in (0xDA, 0xD9):  # start of scan, end of image
-            return False
-        at += 2 + max(2, int.from_bytes(body[at + 2 : at + 4], "big"))
+        else:
+            at += 2 + max(2, length)
     return False
 
 

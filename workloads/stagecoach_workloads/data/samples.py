@@ -107,7 +107,8 @@ def read_json_object(body: bytes) -> dict[str, Any]:
 
 def check_sample(sample: Sample) -> None:
     """Raises SampleError unless turns, roles and image numbers fit together and there is something to learn from."""
-    if not sample.turns or not (sample.text.strip() or sample.images):
+    text = sample.text.strip()
+    if not sample.turns or not (text or sample.images):
         raise SampleError(f"has neither text nor images (parts: {[turn.role for turn in sample.turns]})")
     if len(sample.images) > MAX_IMAGES:
         raise SampleError(f"has {len(sample.images)} images; at most {MAX_IMAGES} are read")
@@ -117,7 +118,7 @@ def check_sample(sample: Sample) -> None:
         raise SampleError(f"shows image {wrong[0]} and has {len(sample.images)}: {len(shown)} placeholders, {len(sample.images)} images")
     if len(set(shown)) != len(sample.images) or len(shown) != len(sample.images):
         raise SampleError(f"has {len(sample.images)} images and {len(shown)} placeholders; every image is shown exactly once")
-    if not sample.text.strip():
+    if not text:
         raise SampleError("has images and no text")
     if sample.kind == "preference" and [turn.role for turn in sample.turns[-2:]] != ["chosen", "rejected"]:
         raise SampleError("is a preference pair that does not end with the turns `chosen`, `rejected`")

@@ -86,20 +86,18 @@ class Layout:
         return text + positions * self.repeats, tiles * self.repeats
 
     def _image_size(self, key: int) -> tuple[int, int]:
-        tiling = self._tiling(key >> 42, (key >> 20) & 0x3FFFFF, (key >> 8) & 0xFFF, key & 0xFF)
-        return self._positions(tiling), len(tiling.tiles)
-
-    def _positions(self, tiling: Tiling) -> int:
-        return sum(self.settings.tokens_per_tile + self.settings.indicator_length(tile.indicator) for tile in tiling.tiles)
+        tiling, positions = self._tiling(key >> 42, (key >> 20) & 0x3FFFFF, (key >> 8) & 0xFFF, key & 0xFF)
+        return positions, len(tiling.tiles)
 
     @cached_property
-    def _tiling(self) -> Callable[[int, int, int, int], Tiling]:
+    def _tiling(self) -> Callable[[int, int, int, int], tuple[Tiling, int]]:
         return lru_cache(maxsize=262_144)(self._find_tiling)
 
-    def _find_tiling(self, width: int, height: int, number: int, images: int) -> Tiling:
-        """How the sample's image `number` of `images` is encoded. Frames of a video are never split."""
+    def _find_tiling(self, width: int, height: int, number: int, images: int) -> tuple[Tiling, int]:
+        """How the sample's image `number` of `images` is encoded, and in how many positions. Frames of a video are never split."""
         images = max(images, self.settings.image.split.below_images) if self.kind == "video" else images
-        return plan_tiles(self.settings.image, width, height, images_in_sample=images, image_index=number)
+        tiling = plan_tiles(self.settings.image, width, height, images_in_sample=images, image_index=number)
+        return tiling, sum(self.settings.tokens_per_tile + self.settings.indicator_length(tile.indicator) for tile in tiling.tiles)
 
     def shown_images(self, sample: int) -> list[int]:
         """Images in the order shown: all, or the uniformly sampled frames of a video."""
@@ -121,8 +119,7 @@ class Layout:
             image = number % (count + 1)
             if image < count and image in shown:
                 width, height = int(self.index.widths[first + image]), int(self.index.heights[first + image])
-                tiling = self._tiling(width, height, image, count)
-                length = self._positions(tiling)
+                tiling, length = self._tiling(width, height, image, count)
                 found.append(Piece(at, length, image=image, tiling=tiling))
                 at += length
         return found

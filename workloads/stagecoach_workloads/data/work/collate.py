@@ -257,9 +257,11 @@ class _Filling:
 
     def _write_indicators(self, ids: np.ndarray, at: int, tiling: Tiling) -> None:
         for tile in tiling.tiles:
-            text = self.tokenizer.encode(tile.indicator) if tile.indicator else ()
-            ids[at : at + len(text)] = text
-            at += len(text) + self.settings.tokens_per_tile
+            if tile.indicator:
+                text = self.tokenizer.encode(tile.indicator)
+                ids[at : at + len(text)] = text
+                at += len(text)
+            at += self.settings.tokens_per_tile
 
     def _number_documents(self, row: int, inside: list[int], size: int) -> int:
         """Document ids and positions of a slice of `size`, `inside` which further documents start. Returns how many there are."""

@@ -44,8 +44,8 @@ smoke: $(STAMP)  ## five tests on a real Kubernetes; where none can be had they 
 test-cluster: $(STAMP)  ## tests that need a real Kubernetes and S3, found by KUBECONFIG and AWS_ENDPOINT_URL_S3, and the chart's, which need helm
 	tests/cluster/run $(BIN)/python -m pytest tests/cluster tests/unit/chart -n 4 --dist loadfile --durations 5
 
-test-pods: $(STAMP)  ## stages in pods on two real nodes of ../shared/cluster, with faults; builds the training image (minutes)
-	STAGECOACH_TEST_BUILD=yes tests/cluster/run $(BIN)/python -m pytest tests/cluster/pods --durations 5
+test-pods: $(STAMP)  ## stages in pods on two real nodes of ../shared/cluster, with faults, and the chart's page; builds both images (minutes)
+	STAGECOACH_TEST_BUILD=yes tests/cluster/run $(BIN)/python -m pytest tests/cluster/pods tests/cluster/install --durations 5
 
 verify: $(STAMP)  ## regenerates what is generated and fails on a difference
 	$(BIN)/python -m stagecoach.recipes.readme README.md

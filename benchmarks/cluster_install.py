@@ -20,13 +20,17 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from stagecoach.contract.ledger import JobFolder
+from stagecoach.storage.errors import ObjectCorrupt
 
 ROOT = Path(__file__).parents[1]
 BUCKET, HOME, JOBS, QUEUE = "stagecoach", "stagecoach", "training", "stagecoach"
 RUN_LABEL = "stagecoach.dev/run"
 RUN = "first"  # on the page
-UPGRADE_STEPS, RESUME_S = 200, 600.0  # a flow that is cut off is found after 90 s, or by the schedule every five minutes
-PIPELINE_S, TEST_S = 420.0, 300.0
+RESUME_S = 600.0  # a flow that is cut off is found after 90 s, or by the schedule every five minutes
+PIPELINE_S, TEST_S = 600.0, 600.0
+STEPS, HELD_AT = 24, 20
+GO = "/tmp/stagecoach-test-go"  # in a pod, whose /tmp is its own
+HOLDS = [{"at": "load", "step": HELD_AT, "attempt": 1, "action": "hold", "until": GO}]  # no machine is too quick for what is to come
 ENVIRONMENT = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}  # its stagecoach is ours
 PROBE = """
 import socket, sys, time
@@ -35,7 +39,7 @@ def reaches():
         one.settimeout(3)
         return one.connect_ex(({host!r}, {port})) == 0
 said = []
-for _ in range(15):  # a policy takes hold soon after the pod's start, not before it
+for _ in range(60):  # a policy takes hold soon after the pod's start, not before it
     said.append(reaches())
     if len(said) > 2 and said[-3:] == [{may}] * 3:
         break
@@ -136,17 +140,19 @@ def preempt(steps: Steps) -> None:
     with steps.step("two stages, untouched"):
         whole = TwoStages("whole").begin()
         whole.wait_done()
+    hold_first_attempts(steps)
     with steps.step("two stages, preempted in mid-training"):
         taken = TwoStages("taken").begin()
-        wait_for("it trains", lambda: taken.step(1) >= 3, PIPELINE_S)
+        wait_for("it trains", lambda: step_of(taken.first) >= 3, PIPELINE_S)
         hog = run(
             *("torchx", "run", "-s", "jobset", "-cfg", f"queue={QUEUE},namespace={JOBS},priority_class=stagecoach-high,grace=1"),
             *("utils.sh", "--image", control_image(), "--num_replicas", "2", "--cpu", "1", "--memMB", "64", "sleep", "100000"),
         ).strip().rpartition(":")[2]  # fmt: skip
         wait_for("attempt 1 is over", lambda: taken.first.attempt_end(1) is not None, PIPELINE_S)
-        restarts = run("kubectl", "get", "jobsets", "-n", JOBS, "-l", f"{RUN_LABEL}=taken", "-o", "jsonpath={.items[*].status.restarts}")
         run("kubectl", "delete", "jobset", "-n", JOBS, hog)
         taken.wait_done()
+    counted = "jsonpath={.items[*].status.restartsCountTowardsMax}"  # a suspended Job may be made anew, which JobSet does not count
+    restarts = run("kubectl", "get", "jobsets", "-n", JOBS, "-l", f"{RUN_LABEL}=taken", "-o", counted)
     end = taken.first.attempt_end(1)
     assert end is not None
     if (end.kind, end.exit_code, end.steps_lost) != ("stopped", 143, 0) or restarts.strip("0 "):
@@ -168,7 +174,7 @@ class TwoStages:
         self.first = self.jobs[0]
 
     def begin(self) -> "TwoStages":
-        few = {"pretrain": 120, "continual": 6}  # long enough that the other job comes in the middle
+        few = {"pretrain": STEPS, "continual": 6}
         settings = [
             setting
             for stage, count in few.items()
@@ -184,11 +190,6 @@ class TwoStages:
         in_worker("prefect", "deployment", "run", "mm1_5_pipeline/stagecoach", "--params", json.dumps({"parameters": asked}))
         return self
 
-    def step(self, attempt: int) -> int:
-        """Of its first stage."""
-        seen = self.first.progress(attempt)
-        return seen.step if seen is not None else 0
-
     def wait_done(self) -> None:
         wait_for(f"{self.run_id} has finished both stages", lambda: all(job.stage() is not None for job in self.jobs), 2 * PIPELINE_S)
 
@@ -203,33 +204,56 @@ def upgrade(steps: Steps) -> None:
     few = ["pretrain.evaluation.suites=[]", "pretrain.resources.cpus_per_rank=0.5", "pretrain.resources.memory_gb_per_rank=2"]
     asked = {
         "recipe": "mm1_tiny", "run_id": "upgraded", "data": f"s3://{BUCKET}/corpus", "stages": ["pretrain"],
-        "nodes": 2, "ranks_per_node": 1, "settings": [f"pretrain.steps={UPGRADE_STEPS}", *few],
+        "nodes": 2, "ranks_per_node": 1, "settings": [f"pretrain.steps={STEPS}", "pretrain.schedule.warmup_steps=2", *few],
     }  # fmt: skip
     job = JobFolder.open(f"s3://{BUCKET}/root/runs/upgraded/stages/00-pretrain")
-
-    def step() -> int:
-        seen = job.progress(1)
-        return seen.step if seen is not None else 0
 
     def jobsets() -> str:
         return found("jobsets", JOBS, f"{RUN_LABEL}=upgraded", "uid")
 
-    def worker() -> str:
-        return found("pods", HOME, "app.kubernetes.io/component=worker", "name")
-
+    hold_first_attempts(steps)
     with steps.step("a run is under way"):
         in_worker("prefect", "deployment", "run", "mm1_pipeline/stagecoach", "--params", json.dumps({"parameters": asked}))
-        wait_for("it trains", lambda: step() >= 3, PIPELINE_S)
-    before, old, at = jobsets(), worker(), step()
+        wait_for("it trains", lambda: step_of(job) >= 3, PIPELINE_S)
+    before, old, at = jobsets(), worker(), step_of(job)
     with steps.step("upgrade in mid-training"):
-        values = ("-f", "helm/examples/kind.yaml", "--set", "site.graceSeconds=45")
-        run("helm", "upgrade", "stagecoach", "helm/stagecoach", "-n", HOME, *values, "--wait", "--timeout", "5m", timeout_s=330)
-        wait_for("the worker's pod is another", lambda: bool(worker()) and old not in worker(), 120)
+        roll_out("--set", "site.graceSeconds=45")
+    if worker() == old:
+        raise Failed(f"the upgrade left the worker's pod as it was: {old}")
     with steps.step("the flow is resumed, the stage is finished"):
+        for pod in found("pods", JOBS, f"{RUN_LABEL}=upgraded", "name").split():
+            run("kubectl", "exec", "-n", JOBS, pod, "--", "touch", GO)
         wait_for("the stage is finished", lambda: job.stage() is not None, RESUME_S)
     if jobsets() != before or job.attempt_numbers() != [1] or len(job.submissions()) != 1:
         raise Failed(f"the run was touched: JobSets {before} -> {jobsets()}, attempts {job.attempt_numbers()}")
-    steps.found["upgrade"] = f"at step {at} of {UPGRADE_STEPS}: the same JobSet, 1 attempt, 1 submission"
+    steps.found["upgrade"] = f"at step {at} of {STEPS}: the same JobSet, 1 attempt, 1 submission"
+
+
+def step_of(job: JobFolder) -> int:
+    """What its first attempt says that it has done."""
+    try:
+        seen = job.progress(1)
+    except ObjectCorrupt:  # versitygw gives one version's body with the next one's metadata while it is replaced; S3 does not
+        return 0
+    return seen.step if seen is not None else 0
+
+
+def hold_first_attempts(steps: Steps) -> None:
+    """From now on the first attempt of a job gets no data for its last steps until GO is there; a stop is heard meanwhile."""
+    with steps.step("upgrade between two runs"):
+        roll_out("--set-json", f"site.environment={json.dumps({'STAGECOACH_TEST_FAULTS': json.dumps(HOLDS)})}")
+
+
+def roll_out(*values: str) -> None:
+    """`helm upgrade` with these values beside the example's, until the worker's old pod is gone."""
+    every = ("-f", "helm/examples/kind.yaml", *values, "--wait", "--timeout", "10m")
+    run("helm", "upgrade", "stagecoach", "helm/stagecoach", "-n", HOME, *every, timeout_s=630)
+    wait_for("one pod of the worker is there", lambda: len(worker().split()) == 1, 300)
+
+
+def worker() -> str:
+    """The names of its pods."""
+    return found("pods", HOME, "app.kubernetes.io/component=worker", "name")
 
 
 def control_image() -> str:
@@ -285,7 +309,7 @@ def reaches(name: str, image: str, probe: str) -> bool:
         phase = run("kubectl", "get", "pod", name, "-n", JOBS, "-o", "jsonpath={.status.phase}")
         return phase in ("Succeeded", "Failed")
 
-    wait_for(f"pod {name} has ended", ended, 120)
+    wait_for(f"pod {name} has ended", ended, 300)
     run("kubectl", "delete", "pod", name, "-n", JOBS, "--wait=false")
     return phase == "Succeeded"
 
@@ -302,7 +326,7 @@ def uninstall(steps: Steps) -> None:
                        "app.kubernetes.io/instance=stagecoach", "-o", "name")  # fmt: skip
             return (inside + wide).split()
 
-        wait_for("everything is gone", lambda: not left(), 60)
+        wait_for("everything is gone", lambda: not left(), 120)
 
 
 def main() -> int:

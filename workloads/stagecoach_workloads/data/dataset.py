@@ -2,7 +2,7 @@
 
 import zlib
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import xxhash
@@ -33,14 +33,16 @@ class Stretch(NamedTuple):
         """How an error names the sample: shard, key, place."""
         return f"{self.shard}: sample {self.key!r} (bytes {self.offset:,} to {self.offset + self.length:,})"
 
-    def parse(self, body: bytes) -> Sample:
-        """The sample. Raises ContentError that names it unless every byte is what was written."""
+    def parse(self, body: bytes, *, copy: bool = True) -> Sample:
+        """The sample; its images are views of `body` unless it is to `copy` them. Raises ContentError that names it unless every byte is
+        what was written."""
         if len(body) != self.length or xxhash.xxh3_64_intdigest(body) != self.hash:
             raise ContentError(f"{self.name}: its bytes do not have the checksum of the index: damaged")
-        members = {name: body[offset : offset + length] for name, offset, length in self.members}
+        whole: Any = body if copy else memoryview(body)
+        members = {name: whole[offset : offset + length] for name, offset, length in self.members}
         images = tuple(members[name] for name, _, _ in self.members if name != "json")
         try:
-            return from_json(members["json"], key=self.key, images=images)
+            return from_json(bytes(members["json"]), key=self.key, images=images)
         except SampleError as error:
             raise ContentError(f"{self.name}: {error}") from None
 

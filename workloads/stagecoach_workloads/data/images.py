@@ -51,7 +51,7 @@ def sniff(body: bytes) -> str:
         return "WEBP"
     if not body:
         raise ImageRefused("an image of zero bytes")
-    raise ImageRefused(f"not an image we read: it starts with {body[:8]!r}; {', '.join(FORMATS)} are read")
+    raise ImageRefused(f"not an image we read: it starts with {bytes(body[:8])!r}; {', '.join(FORMATS)} are read")
 
 
 def image_info(body: bytes) -> ImageInfo:

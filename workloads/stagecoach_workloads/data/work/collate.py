@@ -138,7 +138,7 @@ class Collator:
             load.error = body
             return
         try:
-            sample = load.document.stretch.parse(body)
+            sample = load.document.stretch.parse(body, copy=False)
             load.pictures = [_picture(load.document, sample, piece) for piece in load.shown]
             load.rendered = self.tokenizer.documents(sample, self.settings.template)
         except ContentError as error:

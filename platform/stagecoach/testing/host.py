@@ -23,6 +23,15 @@ def pids_of_container(container: str) -> list[int]:
     return [pid for _, pid in sorted(found)]
 
 
+def pids_of_job(job_uri: str) -> list[int]:
+    """All processes that some pod, or an attempt in it, began for that job, wherever they are now. Those that have ended are not there."""
+    mark = f"STAGECOACH_JOB_URI={job_uri}"
+    found = [
+        int(folder.name) for folder in Path("/proc").iterdir() if folder.name.isdigit() and mark in _read(folder / "environ").split("\0")
+    ]
+    return alive(found)
+
+
 def freeze(pids: Iterable[int]) -> None:
     """They stand still, and what is sent to them waits."""
     _signal(pids, signal.SIGSTOP)

@@ -6,8 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from stagecoach.site import Images, Pods, Site
 from stagecoach.storage.errors import ObjectCorrupt
 from stagecoach.testing.builders import TIME, launch_spec
 from stagecoach.testing.cluster_world import HIGH, LOW, QUEUE, ClusterWorld
-from stagecoach.testing.host import freeze, pids_of_container, thaw
+from stagecoach.testing.host import pids_of_container, pids_of_job
 from stagecoach.testing.local_world import wait_for
 
 Obj = dict[str, Any]
@@ -29,6 +28,7 @@ Obj = dict[str, Any]
 STAGECOACH = str(Path(sys.executable).parent / "stagecoach")
 S3_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
 POD_S = 240.0  # how long anything in here may take on a machine that is busy
+GO = "/tmp/stagecoach-test-go"  # noqa: S108  # in a pod, whose /tmp is its own: what is held there goes on
 SMALL = Resources(hardware="cpu", cpus_per_rank=1.0, memory_gb_per_rank=1.0, shm_gb=0.064)
 
 
@@ -64,9 +64,11 @@ class PodWorld(ClusterWorld):
             pods=Pods(retries=self.retries),
         )
 
-    def site_environment(self) -> dict[str, str]:
-        """The same for a command of its own."""
-        plain = self.site().model_dump(mode="json", exclude_none=True)
+    def site_environment(self, **variables: str) -> dict[str, str]:
+        """The same for a command of its own. `variables` are for its pods, beside the site's."""
+        site = self.site()
+        site = site.model_copy(update={"environment": {**site.environment, **variables}})
+        plain = site.model_dump(mode="json", exclude_none=True)
         texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in plain.items()}
         return {**os.environ, **{f"STAGECOACH_SITE_{name.upper()}": value for name, value in texts.items()}}
 
@@ -125,10 +127,6 @@ class PodWorld(ClusterWorld):
         """Deletes a preemptor."""
         self.kube.delete(self.jobset_path(name), uid=None, what="delete a jobset")
 
-    def wait_leaving(self, name: str) -> None:
-        """Every pod of a JobSet was told to end, or is gone."""
-        self.until(lambda: all(pod["metadata"].get("deletionTimestamp") for pod in self.pods_of(name)), f"{name}'s pods to be told to end")
-
     def wait_gone(self, name: str, uids: Sequence[str]) -> None:
         """These pods are gone."""
         self.until(lambda: not set(uids) & {uid_of(pod) for pod in self.pods_of(name)}, f"{name}'s old pods to be gone")
@@ -138,15 +136,15 @@ class PodWorld(ClusterWorld):
         pods = self.pods_of(name)
         return [pod for pod in pods if pod["status"].get("phase") == "Running" and not pod["metadata"].get("deletionTimestamp")]
 
-    @contextmanager
-    def held(self, pods: Sequence[Obj]) -> Iterator[None]:
-        """Nothing in these pods gets any further but their supervisors, which still hear signals: no test has to be quicker than a job."""
-        kept = [pid for pod in pods for pid in self.processes(pod)[1:]]
-        freeze(kept)
-        try:
-            yield
-        finally:
-            thaw(kept)
+    def counted_restarts(self, handle: RunHandle) -> int:
+        """Of its JobSet, towards the limit. `status.restarts` has those as well that cost nothing: where a pod that a suspension ended
+        with 143 is still there when the Job's controller looks, that Job counts as failed, and JobSet makes another, suspended one."""
+        return int(self.jobset(handle).get("status", {}).get("restartsCountTowardsMax", 0))
+
+    def both(self, name: str) -> list[Obj]:
+        """The two pods of a JobSet, once both run."""
+        self.until(lambda: len(self.running(name)) == 2, f"{name}'s pods to run")
+        return sorted(self.running(name), key=index_of)
 
     def processes(self, pod: Obj) -> list[int]:
         """Of this machine, the container's first process first."""
@@ -177,17 +175,22 @@ class PodWorld(ClusterWorld):
 
 
 class StageRun:
-    """`stagecoach run-stage mm1_tiny --stage pretrain` on two pods, as a person starts it, from a process of its own."""
+    """`stagecoach run-stage mm1_tiny --stage pretrain` on two pods, as a person starts it, from a process of its own.
 
-    def __init__(self, world: PodWorld, run_id: str, data: str, *, steps: int, every_steps: int = 10, sets: Sequence[str] = ()) -> None:
+    Attempts in `holds` get no data for their last steps until `release`, so that no test has to be quicker than they are; all else in them
+    goes on, and a stop is heard.
+    """
+
+    def __init__(self, world: PodWorld, run_id: str, data: str, *, steps: int, every_steps: int = 10, holds: Sequence[int] = ()) -> None:
         self.world, self.run_id, self.steps = world, run_id, steps
         self.job = JobFolder.open(f"{world.root}/runs/{run_id}/stages/00-pretrain")
         wanted = [f"pretrain.steps={steps}", f"pretrain.checkpoint.every_steps={every_steps}", "pretrain.resources.memory_gb_per_rank=2"]
-        settings = [part for setting in (*wanted, *sets) for part in ("--set", setting)]
+        settings = [part for setting in wanted for part in ("--set", setting)]
+        faults = [{"at": "load", "step": steps - 8 + 2 * attempt, "attempt": attempt, "action": "hold", "until": GO} for attempt in holds]
         command = ["run-stage", "mm1_tiny", "--stage", "pretrain", "--run-id", run_id, "--nodes", "2", "--ranks-per-node", "1"]
         self.process = subprocess.Popen(
             [STAGECOACH, *command, *settings, "--data", data, "--json"],
-            env=world.site_environment(),
+            env=world.site_environment(STAGECOACH_TEST_FAULTS=json.dumps(faults)),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -220,6 +223,19 @@ class StageRun:
     def handle_after_end(self) -> RunHandle:
         """Of its newest submission, when the command has ended."""
         return self.world.launcher().list(run_id=self.run_id)[-1]
+
+    def release(self, *pods: Obj) -> None:
+        """Attempts in these pods, by default in those that run now, are held no more."""
+        for pod in pods or self.world.running(self.handle().name):
+            Path(f"/proc/{self.world.processes(pod)[0]}/root{GO}").touch()
+
+    def processes(self) -> list[int]:
+        """All that any attempt of it began and that has not ended, on any node."""
+        return pids_of_job(self.job.uri)
+
+    def wait_nothing_left(self) -> None:
+        """When it is over, no process of it is left on any node."""
+        self.world.until(lambda: not self.processes(), f"no process of {self.run_id} to be left: {self.processes()}")
 
     def wait_step(self, attempt: int, step: int) -> float:
         """Seconds until that attempt says that it has done `step`."""

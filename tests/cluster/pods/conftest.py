@@ -52,11 +52,11 @@ def untouched(corpus: str) -> Iterator[dict[str, Any]]:
 
 @pytest.fixture
 def start_stage(pods: PodWorld, corpus: str) -> Iterator[StartStage]:
-    """Starts the stage that `untouched` is of, under a run id."""
+    """Starts the stage that `untouched` is of, under a run id. Its first attempt is held before its end (`StageRun.release`)."""
     started: list[StageRun] = []
 
     def start(run_id: str, **changes: Any) -> StageRun:
-        started.append(StageRun(pods, run_id, corpus, **{"steps": STEPS, **changes}))
+        started.append(StageRun(pods, run_id, corpus, **{"steps": STEPS, "holds": (1,), **changes}))
         return started[-1]
 
     yield start

@@ -22,6 +22,7 @@ def undisturbed(run: StageRun, pods: PodWorld, untouched: dict[str, Any]) -> Non
     assert manifest["weights_digest"] == untouched["weights_digest"]
     assert run.job.attempt_numbers() == [1]
     assert len(pods.launcher().list(run_id=run.run_id)) == 1
+    run.wait_nothing_left()
     assert pods.jobset(run.handle_after_end()).get("status", {}).get("restarts", 0) == 0
 
 
@@ -38,10 +39,10 @@ def test_kueue_started_again_leaves_the_stage_alone(
 ) -> None:
     run = start_stage("kueue")
     run.wait_step(1, 3)
-    with pods.held(pods.running(run.handle().name)):
-        host.cluster("kill", "kueue")
-        host.cluster("start", "kueue")
-        queue_is_asked(pods)
+    host.cluster("kill", "kueue")
+    host.cluster("start", "kueue")
+    queue_is_asked(pods)
+    run.release()
     undisturbed(run, pods, untouched)
 
 
@@ -51,11 +52,11 @@ def test_etcd_started_again_leaves_the_stage_alone(
 ) -> None:
     run = start_stage("etcd")
     run.wait_step(1, 3)
-    with pods.held(pods.running(run.handle().name)):
-        host.cluster("kill", "etcd")
-        host.cluster("start", "etcd")
-        queue_is_asked(pods)
-        assert run.process.poll() is None, "whoever waits for the stage waits on"
+    host.cluster("kill", "etcd")
+    host.cluster("start", "etcd")
+    queue_is_asked(pods)
+    assert run.process.poll() is None, "whoever waits for the stage waits on"
+    run.release()
     undisturbed(run, pods, untouched)
 
 
@@ -65,8 +66,10 @@ def test_an_api_server_that_is_away_for_a_minute_is_not_missed_by_training(
 ) -> None:
     run = start_stage("no-api")
     run.wait_step(1, 3)
+    both = pods.both(run.handle().name)
     host.cluster("kill", "kube-apiserver")
     began = time.monotonic()
+    run.release(*both)
     try:
         run.wait_step(1, run.steps)  # trains to its end meanwhile
         pods.until(lambda: run.job.result() is not None, "the training's result")

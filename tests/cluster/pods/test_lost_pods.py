@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from stagecoach.testing import host
-from stagecoach.testing.pod_world import PodWorld, StageRun, index_of, node_of, uid_of
+from stagecoach.testing.pod_world import PodWorld, StageRun, node_of, uid_of
 
 StartStage = Callable[..., StageRun]
 
@@ -21,11 +21,12 @@ def whole_cluster(faults: None, pods: PodWorld) -> Iterator[None]:
 
 
 def finish_on(run: StageRun, pods: PodWorld, untouched: dict[str, Any], *, machines: set[str]) -> None:
-    """It ends with the right weights, and its last attempt ran on these machines."""
+    """It ends with the right weights, its last attempt ran on these machines, and no process of any attempt is left on any."""
     manifest = run.manifest()
     assert manifest["weights_digest"] == untouched["weights_digest"]
     assert {node.machine for node in run.job.nodes(run.job.attempt_numbers()[-1])} == machines
     assert len(pods.launcher().list(run_id=run.run_id)) == 1
+    run.wait_nothing_left()
 
 
 @pytest.mark.timeout(600)
@@ -34,7 +35,8 @@ def test_a_pod_whose_processes_are_killed_takes_its_gang_along_and_the_next_atte
 ) -> None:
     run = start_stage("killed", every_steps=5)
     committed = run.wait_commit()
-    victims = sorted(pods.running(run.handle().name), key=index_of)
+    victims = pods.both(run.handle().name)
+    assert set(pods.processes(victims[1])) <= set(run.processes())
     host.kill(pods.processes(victims[1])[:1])
     finish_on(run, pods, untouched, machines={"node-0", "node-1"})
     first, second = run.end_of(1), run.start_of(2)
@@ -49,7 +51,7 @@ def test_a_drained_node_is_left_and_the_stage_resumes_on_the_other(
 ) -> None:
     run = start_stage("drained")
     run.wait_step(1, 3)
-    victims = sorted(pods.running(run.handle().name), key=index_of)
+    victims = pods.both(run.handle().name)
     left = node_of(victims[1])
     stays = ({"node-0", "node-1"} - {left}).pop()
     pods.cordon(left)
@@ -71,7 +73,7 @@ def test_a_node_that_dies_and_stays_away_is_given_up_and_the_stage_runs_elsewher
 ) -> None:
     run = start_stage("crashed", every_steps=5)
     committed = run.wait_commit()
-    leader = min(pods.running(run.handle().name), key=index_of)
+    leader, _ = pods.both(run.handle().name)
     lost = node_of(leader)
     stays = ({"node-0", "node-1"} - {lost}).pop()
     host.cluster("crash-node", lost)
@@ -89,9 +91,9 @@ def test_a_node_that_dies_and_stays_away_is_given_up_and_the_stage_runs_elsewher
 def test_an_attempt_that_was_only_frozen_wakes_up_beside_its_successor_and_changes_nothing(
     pods: PodWorld, start_stage: StartStage, untouched: dict[str, Any], whole_cluster: None
 ) -> None:
-    run = start_stage("frozen", every_steps=5)
+    run = start_stage("frozen", every_steps=5, holds=(1, 2, 3))  # a third, where the second began while its pods still moved
     committed = run.wait_commit()
-    leader = min(pods.running(run.handle().name), key=index_of)
+    leader, _ = pods.both(run.handle().name)
     lost = node_of(leader)
     stays = ({"node-0", "node-1"} - {lost}).pop()
     processes = pods.processes(leader)
@@ -99,9 +101,10 @@ def test_an_attempt_that_was_only_frozen_wakes_up_beside_its_successor_and_chang
     try:
         host.freeze(processes)
         pods.until(lambda: run.job.attempt_start(2) is not None, "the second attempt to be claimed")
-        with pods.held(pods.running(run.handle().name)):
-            host.thaw(processes)
-            pods.until(lambda: not host.alive(processes), "what woke up to end")
+        run.release(leader)  # it may train on and write, beside its successor, which is held
+        host.thaw(processes)
+        pods.until(lambda: not host.alive(processes), "what woke up to end")
+        run.release()
         finish_on(run, pods, untouched, machines={stays})
     finally:
         host.thaw(processes)

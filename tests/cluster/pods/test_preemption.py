@@ -14,17 +14,17 @@ StartStage = Callable[..., StageRun]
 
 
 def preempt(pods: PodWorld, run: StageRun, *, attempt: int) -> tuple[str, float]:
-    """(the preemptor, seconds until the stage's pods were gone). The stage gets no further meanwhile than it is."""
+    """(the preemptor, seconds until the stage's pods were gone, and no process of theirs was left)."""
     name = run.handle().name
-    victims = pods.running(name)
-    with pods.held(victims):
-        began = time.monotonic()
-        hog = pods.preempt()
-        pods.wait_leaving(name)
+    victims = pods.both(name)
+    assert run.processes()
+    began = time.monotonic()
+    hog = pods.preempt()
     pods.wait_gone(name, [uid_of(pod) for pod in victims])
     took = time.monotonic() - began
+    assert run.processes() == []
     pods.until(lambda: run.job.attempt_end(attempt) is not None, f"attempt {attempt} to be ended")
-    pods.until(lambda: len(pods.running(hog)) == 2, "the preemptor to run")
+    pods.both(hog)
     return hog, took
 
 
@@ -38,7 +38,7 @@ def stopped(run: StageRun, attempt: int) -> AttemptEnd:
 def test_preempted_in_mid_training_it_ends_with_the_weights_of_an_untouched_run(
     pods: PodWorld, start_stage: StartStage, untouched: dict[str, Any]
 ) -> None:
-    run = start_stage("preempted")
+    run = start_stage("preempted", holds=(1, 2))
     run.wait_step(1, 3)
     hog, gone_s = preempt(pods, run, attempt=1)
     waiting = run.explain()
@@ -47,9 +47,10 @@ def test_preempted_in_mid_training_it_ends_with_the_weights_of_an_untouched_run(
     assert waiting["cluster_phase"] == "PREEMPTED"
     pods.let_go(hog)
     handle = run.handle()
-    pods.until(lambda: len(pods.running(handle.name)) == 2, "the stage's pods to run again")
+    pods.both(handle.name)
     first, start = stopped(run, 1), time.monotonic()
     new_step_s = run.wait_step(2, first.step + 1)
+    run.release()
     manifest = run.manifest()
     second = run.start_of(2)
     assert (second.why, second.resumed_from_step) == ("preempted", first.step)
@@ -58,20 +59,20 @@ def test_preempted_in_mid_training_it_ends_with_the_weights_of_an_untouched_run(
     assert run.job.attempt_numbers() == [1, 2]
     assert {node.machine for node in run.job.nodes(1)} == {"node-0", "node-1"}
     assert pods.launcher().list(run_id="preempted") == [handle]
-    assert pods.jobset(handle).get("status", {}).get("restarts", 0) == 0
+    assert pods.counted_restarts(handle) == 0
     pods.launcher().delete(handle)
     after = run.explain()
     print("explain, after its jobset is deleted:", json.dumps(after)[:1000])
     assert (after["cause"], after["attempts"], after["steps_lost_total"]) == ("stage_finished", 2, 0)
     print(f"preempt -> pods gone {gone_s:.1f} s; pods run -> first new step {new_step_s:.1f} s (stage {time.monotonic() - start:.0f} s); "
-          f"steps lost {first.steps_lost}, duplicates 0")  # fmt: skip
+          f"steps lost {first.steps_lost}, duplicates 0, orphans 0")  # fmt: skip
 
 
 @pytest.mark.timeout(600)
 def test_preempted_again_while_it_resumes_it_still_ends_with_the_same_weights(
     pods: PodWorld, start_stage: StartStage, untouched: dict[str, Any]
 ) -> None:
-    run = start_stage("twice")
+    run = start_stage("twice", holds=(1, 2))
     run.wait_step(1, 3)
     hog, _ = preempt(pods, run, attempt=1)
     pods.let_go(hog)
@@ -84,13 +85,12 @@ def test_preempted_again_while_it_resumes_it_still_ends_with_the_same_weights(
     assert (third.why, third.resumed_from_step) == ("preempted", max(end.committed_step for end in ends))
     assert run.job.attempt_numbers() == [1, 2, 3]
     assert manifest["weights_digest"] == untouched["weights_digest"]
-    assert pods.jobset(run.handle_after_end()).get("status", {}).get("restarts", 0) == 0
+    assert pods.counted_restarts(run.handle_after_end()) == 0
 
 
 @pytest.mark.timeout(600)
 def test_without_room_it_waits_and_says_for_what(pods: PodWorld, start_stage: StartStage) -> None:
-    hog = pods.preempt()
-    pods.until(lambda: len(pods.running(hog)) == 2, "the first to run")
+    pods.both(pods.preempt())
     run = start_stage("waiting")
     handle = run.handle()
     pods.until(lambda: "insufficient" in run.explain()["cluster_reason"], "Kueue to say what is missing")

@@ -53,13 +53,15 @@ def apply_automations(client: SyncPrefectClient, *, resume_id: str, deadlines: D
 
 
 def apply(client: SyncPrefectClient, automation: AutomationCore) -> UUID:
-    """One of each name; what a race of two deployers left double is removed."""
+    """One of each name; what a race of two deployers left double is removed. What stands there already is not written again: the server
+    forgets with it whom it heard, and a flow that the same upgrade cut off would never be found silent."""
     there = client.read_automations_by_name(automation.name)
     for double in there[1:]:
         client.delete_automation(double.id)
     if not there:
         return client.create_automation(automation)
-    client.update_automation(there[0].id, automation)
+    if any(getattr(there[0], field) != getattr(automation, field) for field in AutomationCore.model_fields):
+        client.update_automation(there[0].id, automation)
     return there[0].id
 
 

@@ -221,12 +221,12 @@ class StageRun:
         return found[-1]
 
     def handle_after_end(self) -> RunHandle:
-        """Of its newest submission, when the command has ended."""
+        """Of its newest submission, also when the command has ended."""
         return self.world.launcher().list(run_id=self.run_id)[-1]
 
     def release(self, *pods: Obj) -> None:
-        """Attempts in these pods, by default in those that run now, are held no more."""
-        for pod in pods or self.world.running(self.handle().name):
+        """Attempts in these pods, by default in those that run now, are held no more. One that comes later and is held stays so."""
+        for pod in pods or self.world.running(self.handle_after_end().name):
             Path(f"/proc/{self.world.processes(pod)[0]}/root{GO}").touch()
 
     def processes(self) -> list[int]:

@@ -37,9 +37,9 @@ _NEVER = 1 << 62  # StatefulDataLoader: do not snapshot workers
 
 @dataclass(frozen=True, kw_only=True)
 class WorkSettings:
-    """How the work is done; none of it changes a batch. `workers` 0: threads of this process, which was the fastest on two
-    cores and starts at once (benchmarks/data_decode.py); processes pay off where Python's own work crowds the training loop.
-    `prefetch` tasks per worker are under way."""
+    """How the work is done; none of it changes a batch. `workers` 0: threads of this process, which start at once; two processes
+    of one thread load small images a fifth faster on two quiet cores (benchmarks/data_decode.py). `prefetch` tasks per worker are under
+    way."""
 
     workers: int = 0
     threads: int = 2  # decoding, per worker

@@ -352,6 +352,7 @@ class Layout(Record):
     tp: Count = 1
     ep: Count = 1
     microbatch_rows: Count = 1
+    loader_processes: WholeNumber = 0  # of a rank, that decode its images; 0: threads of the rank itself do. No batch depends on it
     activation_checkpointing: Literal["none", "selective", "full"] = "selective"
     compile: bool = True
 

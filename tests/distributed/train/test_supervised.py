@@ -6,6 +6,7 @@ import shutil
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,12 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory, plan: StagePlan) -> 
         job.close()
 
 
-def test_a_rank_killed_in_mid_step_changes_nothing(tmp_path: Path, plan: StagePlan, uninterrupted: tuple[TrainResult, Any]) -> None:
+@pytest.mark.parametrize("processes", [0, 1])
+def test_a_rank_killed_in_mid_step_changes_nothing(
+    tmp_path: Path, plan: StagePlan, uninterrupted: tuple[TrainResult, Any], processes: int
+) -> None:
+    """Nor does it whether threads or processes decode."""
+    plan = replace(plan, layout=replace(plan.layout, loader_processes=processes))
     job = start(tmp_path, plan, {"at": "optimizer_step", "step": 7, "rank": 1, "action": "sigkill"})
     try:
         assert job.wait(timeout_s=250) == 0, job.tail()

@@ -96,6 +96,7 @@ def test_equal_records_have_equal_canonical_bytes() -> None:
         ("data.datasets.0.stats.samples", 17, False, False),
         ("layout.nodes", 2, False, True),
         ("layout.microbatch_rows", 2, False, True),
+        ("layout.loader_processes", 2, False, True),
         ("checkpoint.every_steps", 7, False, True),
         ("evaluation.validation_samples", 7, False, True),
     ],

@@ -15,7 +15,7 @@ from stagecoach.errors import ConfigError, DataError
 from stagecoach.storage import Store
 from stagecoach_workloads.data.plan.open import OpenData, open_data
 from stagecoach_workloads.data.work.fetch import FetchSettings
-from stagecoach_workloads.data.work.loader import StepLoader
+from stagecoach_workloads.data.work.loader import StepLoader, WorkSettings
 from stagecoach_workloads.models.build import build_model as build_whole_model
 from stagecoach_workloads.models.multimodal import MultimodalModel
 from stagecoach_workloads.parallel.checkpointing import apply_activation_checkpointing
@@ -92,10 +92,23 @@ def open_stage_data(plan: StagePlan, model: MultimodalModel, states: Store | Non
 
 def build_feed(context: RankContext, data: OpenData, state: TrainState, *, steps: int) -> Feed:
     """The rank's steps from where `state` is."""
-    loader = StepLoader(data, rank=context.rank, world_size=context.world_size, start=state.data_step, state=state.data)
-    loader.work.settings = replace(loader.settings, fetch=fetch_settings(context))  # nothing is open yet
+    loader = StepLoader(
+        data,
+        rank=context.rank,
+        world_size=context.world_size,
+        start=state.data_step,
+        state=state.data,
+        settings=work_settings(context, data.stage),
+    )
     last_step = steps - 1 + state.guard.batches_skipped
     return Feed(loader, DataWatch(loader, context.job.store, last_step=last_step) if context.rank == 0 else None)
+
+
+def work_settings(context: RankContext, plan: StagePlan) -> WorkSettings:
+    """Decoding by threads, or by processes where the plan asks for them, which take seconds to come up."""
+    processes = plan.layout.loader_processes
+    usual = WorkSettings(workers=processes, threads=1) if processes else WorkSettings()
+    return replace(usual, fetch=fetch_settings(context))
 
 
 def fetch_settings(context: RankContext) -> FetchSettings:

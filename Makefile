@@ -41,7 +41,9 @@ distributed: $(STAMP)  ## tests that start real processes; GPU and browser tests
 smoke: $(STAMP)  ## five tests on a real Kubernetes; where none can be had they say what is missing
 	STAGECOACH_TEST_UP='--fake-nodes 4' tests/cluster/run $(BIN)/python -m pytest $$(cat tests/cluster/smoke.txt) -n 4 --dist load
 
-test-cluster: $(STAMP)  ## tests that need a real Kubernetes and S3, found by KUBECONFIG and AWS_ENDPOINT_URL_S3, and the chart's, which need helm
+test-cluster: test-objects test-pods  ## all tests that need a real Kubernetes and S3
+
+test-objects: $(STAMP)  ## those that need no node: found by KUBECONFIG and AWS_ENDPOINT_URL_S3; and the chart's, which need helm
 	tests/cluster/run $(BIN)/python -m pytest tests/cluster tests/unit/chart -n 4 --dist loadfile --durations 5
 
 test-pods: $(STAMP)  ## stages in pods on two real nodes of ../shared/cluster, with faults, and the chart's page; builds both images (minutes)
@@ -73,4 +75,4 @@ lock: $(STAMP)  ## rewrites the lower part of constraints.txt with what is insta
 clean:  ## removes the environment and caches
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist
 
-.PHONY: help install demo test check unit distributed smoke test-cluster test-pods verify chaos bench learn lock clean
+.PHONY: help install demo test check unit distributed smoke test-cluster test-objects test-pods verify chaos bench learn lock clean

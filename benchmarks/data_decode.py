@@ -43,7 +43,8 @@ from stagecoach_workloads.data.work.loader import StepLoader, WorkSettings
 from stagecoach_workloads.data.work.pixels import resize_into
 from stagecoach_workloads.data.writer import WriteSettings, write_dataset
 
-SIDE, BATCH = 378, 32
+SIDE = 378
+BATCH = 64  # images: four rows of 16, a microstep of a rank in mm1_1b, mm1_7b and mm1_30b
 WARM = 8  # batches before the clock starts
 PEERS = ("webdataset", "litdata", "mosaicml-streaming")
 SETS = {"500": (500, 500), "mixed": (320, 1600)}
@@ -147,7 +148,7 @@ WEBDATASET = """
 import sys, time, io, json
 import numpy as np, torch, webdataset
 from PIL import Image
-SIDE, BATCH, WARM = 378, 32, 8
+SIDE, BATCH, WARM = 378, 64, 8
 def to_pixels(item):
     picture = Image.open(io.BytesIO(item["0.jpg"])).convert("RGB").resize((SIDE, SIDE), Image.Resampling.BILINEAR)
     return torch.from_numpy(np.asarray(picture).transpose(2, 0, 1).copy())
@@ -165,7 +166,7 @@ LITDATA = """
 import sys, time, io, json
 import numpy as np, torch, litdata
 from PIL import Image
-SIDE, BATCH, WARM = 378, 32, 8
+SIDE, BATCH, WARM = 378, 64, 8
 class Photos(litdata.StreamingDataset):
     def __getitem__(self, index):
         body = super().__getitem__(index)
@@ -195,7 +196,7 @@ sys.modules["torchvision.datasets"].VisionDataset = type("VisionDataset", (), {}
 sys.modules["torchvision.transforms.functional"].to_tensor = None
 import numpy as np, torch, streaming
 from PIL import Image
-SIDE, BATCH, WARM = 378, 32, 8
+SIDE, BATCH, WARM = 378, 64, 8
 class Photos(streaming.StreamingDataset):
     def __getitem__(self, index):
         body = super().__getitem__(index)["jpg"]
@@ -284,7 +285,7 @@ def judge(name: str, found: dict[str, dict[str, float]]) -> tuple[dict[str, floa
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=1500)
+    parser.add_argument("--images", type=int, default=3000)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--peer-python")
     parser.add_argument("--json", type=Path)

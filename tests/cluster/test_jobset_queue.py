@@ -1,5 +1,6 @@
 """Queued, admitted, preempted, paused, cancelled: real Kueue decides, `describe` says it in the contract's words."""
 
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -26,6 +27,7 @@ def test_a_job_waits_for_quota_says_why_and_preempts_by_priority(small: ClusterW
     launcher = small.launcher()
     low = launcher.submit(small.spec("low", name="low-pretrain-0-s1", priority=LOW))
     small.wait_running(low)
+    time.sleep(1.1)  # of two that are equally important Kueue takes the older one, by whole seconds; of equals any
     waiting = launcher.submit(small.spec("other", name="other-pretrain-0-s1", priority=LOW))
     queued = small.wait_phase(waiting, Phase.QUEUED)
     print("queued:", queued.reason)

@@ -16,7 +16,7 @@ from stagecoach.testing.host import COMMAND
 from stagecoach.testing.pod_world import STAGECOACH, PodWorld, StageRun
 
 IMAGE = os.environ.get("STAGECOACH_TEST_IMAGE", "")
-STEPS = 30
+STEPS = 20
 if not IMAGE:
     collect_ignore_glob = ["test_*.py"]  # these are asked for by naming an image, since building one takes minutes
 

@@ -25,8 +25,8 @@ from stagecoach_workloads.evaluation.statistics import p_at_least
 FOLDER, PAGE = HERE / "learning", HERE.parent / "workloads" / "results" / "learn.md"
 CORPUS, RUNS = FOLDER / "corpus", FOLDER / "runs"
 RUN_ID, CAPTIONS_ONLY = "learn", "captions-only"
-STEPS = {"pretrain": 800, "continual": 250, "sft": 2600, "video": 100, "ui": 500}
-SFT_SAMPLES = 32  # a step: two cores take 0.42 s for them, and 0.31 s for the miniature's 16
+STEPS = {"pretrain": 700, "continual": 250, "sft": 2600, "video": 100, "ui": 500}
+SAMPLES = 32  # a step of sft and of ui: two cores take 0.42 s for them, and 0.31 s for the miniature's 16
 SHARES = {
     "general": 0.28, "text": 0.06, "text_rich": 0.28, "refer_ground": 0.06, "multi_image": 0.11, "science": 0.02, "math": 0.1, "code": 0.09,
 }  # fmt: skip
@@ -85,7 +85,7 @@ def train(scale: float) -> None:
         *(f"{stage}.steps={count}" for stage, count in steps.items()),
         *(f"{stage}.schedule.warmup_steps={max(1, count // 20)}" for stage, count in steps.items()),
         *(f"{stage}.checkpoint.every_steps=100" for stage in steps),
-        f"sft.batch.size={SFT_SAMPLES}",
+        *(f"{stage}.batch.size={SAMPLES}" for stage in ("sft", "ui")),
         'pretrain.evaluation.suites=["captions", "text", "in_context"]',
         *(f"sft.data.mixture.weights.sft_{name}={share}" for name, share in SHARES.items()),
     ]

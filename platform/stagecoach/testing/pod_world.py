@@ -184,7 +184,12 @@ class StageRun:
     def __init__(self, world: PodWorld, run_id: str, data: str, *, steps: int, every_steps: int = 10, holds: Sequence[int] = ()) -> None:
         self.world, self.run_id, self.steps = world, run_id, steps
         self.job = JobFolder.open(f"{world.root}/runs/{run_id}/stages/00-pretrain")
-        wanted = [f"pretrain.steps={steps}", f"pretrain.checkpoint.every_steps={every_steps}", "pretrain.resources.memory_gb_per_rank=2"]
+        wanted = [
+            f"pretrain.steps={steps}",
+            "pretrain.schedule.warmup_steps=4",
+            f"pretrain.checkpoint.every_steps={every_steps}",
+            "pretrain.resources.memory_gb_per_rank=2",
+        ]
         settings = [part for setting in wanted for part in ("--set", setting)]
         faults = [{"at": "load", "step": steps - 8 + 2 * attempt, "attempt": attempt, "action": "hold", "until": GO} for attempt in holds]
         command = ["run-stage", "mm1_tiny", "--stage", "pretrain", "--run-id", run_id, "--nodes", "2", "--ranks-per-node", "1"]

@@ -14,6 +14,7 @@ import pytest
 
 from stagecoach.checkpoints import State, checkpoint_ref, latest, list_checkpoints, verify
 from stagecoach.contract.ledger import JobFolder
+from stagecoach.testing import shared_memory
 from stagecoach_workloads.checkpoints import Checkpoints
 from stagecoach_workloads.checkpoints.commit import SKIPPED, digests_name, say_that_it_is_skipped
 from stagecoach_workloads.checkpoints.errors import SaveFailed, SaveSkipped
@@ -167,7 +168,7 @@ for step in range(1, 1000):
 
 
 def test_a_killed_rank_takes_its_saving_process_with_it_and_leaves_no_memory(build: Build, job: JobFolder, tmp_path: Path) -> None:
-    before = set(os.listdir("/dev/shm"))
+    named = shared_memory.names()
     rank = subprocess.Popen([sys.executable, "-c", RANK, job.uri, str(tmp_path / "local")], stdout=subprocess.PIPE, text=True)
     try:
         assert rank.stdout is not None
@@ -182,8 +183,7 @@ def test_a_killed_rank_takes_its_saving_process_with_it_and_leaves_no_memory(bui
     while saver.is_running() and saver.status() != psutil.STATUS_ZOMBIE and time.monotonic() < deadline:
         time.sleep(0.02)
     assert not saver.is_running() or saver.status() == psutil.STATUS_ZOMBIE
-    mine = {name for name in set(os.listdir("/dev/shm")) - before if "stagecoach" in name}
-    assert not mine
+    assert shared_memory.left_behind(named) == set()
     newest = latest(job)
     assert newest is not None
     verify(job, newest, level="full")

@@ -1,7 +1,6 @@
 """Real worker processes: collated tensors are the same for any number of ranks and workers, from any step, across kills and signals."""
 
 import json
-import os
 import random
 import signal
 import subprocess
@@ -14,6 +13,7 @@ import pytest
 
 from stagecoach.contract.plan import StagePlan
 from stagecoach.recipes.tiny import mm1_tiny
+from stagecoach.testing import shared_memory
 from stagecoach_workloads.data.made.corpus import make_corpus
 from stagecoach_workloads.data.plan.open import open_data
 from stagecoach_workloads.data.work.loader import StepLoader, WorkSettings
@@ -81,7 +81,7 @@ def test_a_killed_loader_goes_on_at_its_last_state_and_leaves_nothing_behind(cor
     """kill -9 in the middle; the next process continues; no worker survives and nothing stays in /dev/shm."""
     script = tmp_path / "child.py"
     script.write_text(_CHILD.format(here=str(Path(__file__).parent)))
-    shared = set(os.listdir("/dev/shm"))
+    named = shared_memory.names()
     seen: dict[int, list[str]] = {}
     step, state = 0, None
     for lines in (7, 5):
@@ -102,7 +102,7 @@ def test_a_killed_loader_goes_on_at_its_last_state_and_leaves_nothing_behind(cor
         for step in StepLoader(data, stop=12, settings=WorkSettings(workers=0))
     }
     assert seen == whole
-    assert set(os.listdir("/dev/shm")) <= shared
+    assert shared_memory.left_behind(named) == set()
 
 
 def test_workers_survive_the_sigterm_of_their_group(corpus: str) -> None:

@@ -43,7 +43,7 @@ smoke: $(STAMP)  ## five tests on a real Kubernetes; where none can be had they 
 
 test-cluster: test-objects test-pods  ## all tests that need a real Kubernetes and S3
 
-test-objects: $(STAMP)  ## those that need no node: found by KUBECONFIG and AWS_ENDPOINT_URL_S3; and the chart's, which need helm
+test-objects: $(STAMP)  ## those that need no node: found by KUBECONFIG and AWS_ENDPOINT_URL_S3; and the chart's, which need helm and promtool
 	tests/cluster/run $(BIN)/python -m pytest tests/cluster tests/unit/chart -n 4 --dist loadfile --durations 5
 
 test-pods: $(STAMP)  ## stages in pods on two real nodes of ../shared/cluster, with faults, and the chart's page; builds both images (minutes)

@@ -221,7 +221,7 @@ def test_kueue_takes_every_overlay_one_after_the_other() -> None:
 
 
 def test_the_quick_tests_of_the_chart_run_with_helm_here() -> None:
-    """They skip where helm is not on the PATH; here it is."""
+    """They skip where helm, kubectl or promtool is not on the PATH; here they are."""
     import sys
 
     done = subprocess.run(

@@ -1,6 +1,7 @@
 """The chart and the manifests, as far as no cluster is needed: what is generated stands as generated, and wrong values are answered.
 
-Rendering needs helm, kubectl and promtool on the PATH; `make test-cluster` runs these tests again where they are.
+Rendering needs helm, kubectl and promtool on the PATH; `make test-cluster` runs these tests again where they
+are, and a skip is a failure there.
 """
 
 import importlib.util
@@ -364,6 +365,18 @@ def test_every_job_namespace_of_the_production_example_has_a_queue() -> None:
     assert chosen == {"key": "kubernetes.io/metadata.name", "operator": "In", "values": values["namespaces"]}
 
 
+@pytest.mark.parametrize("overlay", ["gpu-h100", "gpu-h200", "spot"])
+def test_every_flavor_of_a_gpu_overlay_has_quota_for_what_the_production_examples_pods_ask_for(overlay: str) -> None:
+    devices = yaml.safe_load((ROOT / "helm/examples/production.yaml").read_text())["site"]["pods"]["devices"]
+    assert devices
+    there = documents(ROOT / f"manifests/rendered/{overlay}.yaml")
+    (group,) = (group for one in there if one["kind"] == "ClusterQueue" for group in one["spec"]["resourceGroups"])
+    assert set(group["coveredResources"]) == {"cpu", "memory", "nvidia.com/gpu", *devices}
+    for flavor in group["flavors"]:
+        quota = {resource["name"]: resource["nominalQuota"] for resource in flavor["resources"]}
+        assert all(int(quota[name]) >= int(quota["nvidia.com/gpu"]) for name in devices), flavor["name"]  # a pod with a GPU has one
+
+
 @needs("helm")
 @needs("kubectl")
 def test_what_is_rendered_stands_as_rendered(tmp_path: Path) -> None:
@@ -386,6 +399,23 @@ def test_helm_takes_a_topology_whose_level_the_queues_have(topology: str) -> Non
 
 @needs("helm")
 @pytest.mark.parametrize(
+    "settings",
+    [
+        ["--set", "queues.enabled=true", "--set-json", 'queues.flavors=[{"name":"a","quota":{"cpu":8,"memory":"8Gi","rdma/a":8}}]'],
+        ["--set", "queues.enabled=true,site.queue=an-administrators"],
+        ["--set", "site.queue=an-administrators"],
+    ],
+)
+def test_helm_takes_devices_that_the_queues_cover_or_whose_queue_is_not_the_charts(settings: list[str]) -> None:
+    command = ["helm", "template", "stagecoach", CHART, "--kube-version", "1.34.0", "--set", "site.root=s3://b/p"]
+    command += ["--set-string", "site.pods.devices.rdma/a=1", *settings]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert '"rdma/a" = "1"' in done.stdout
+
+
+@needs("helm")
+@pytest.mark.parametrize(
     ("settings", "hint"),
     [
         (["namespaces={training}", "site.namespace=default"], "the worker has no Role there. Add it to namespaces"),
@@ -395,6 +425,7 @@ def test_helm_takes_a_topology_whose_level_the_queues_have(topology: str) -> Non
         (["queues.enabled=true", "site.priorityClasses.default=urgent"], "is not among queues.priorityClasses"),
         (["queues.enabled=true", "site.pods.topology=required:rack"], "queues.topologyLevels (none) has no such level"),
         (["queues.enabled=true", "site.pods.topology=unconstrained"], "Kueue would admit no job"),
+        (["queues.enabled=true", "site.pods.devices.rdma/a=one"], "site.pods.devices.rdma/a=one: queues.flavors have no quota for it"),
         (["worker.replcas=2"], "there is no such key here, only graceSeconds"),
     ],
 )

@@ -33,7 +33,8 @@ def test_they_say_what_to_do_next_and_what_is_only_for_trying(tmp_path: Path) ->
         "kubectl exec -n ns deploy/toy-stagecoach-worker -- stagecoach doctor",
         "kubectl port-forward -n ns svc/toy-stagecoach-server 4200:4200",
         "kubectl get secret -n ns toy-stagecoach-prefect-auth -o jsonpath='{.data.auth-string}' | base64 -d",
-        "prefect deployment run mm1_5_pipeline/stagecoach",
+        """prefect deployment run mm1_5_pipeline/stagecoach --params '{"parameters": {"recipe": "mm1_5_tiny", "data": "s3://b/p/corpus"}}'""",
+        "stagecoach data make s3://b/p/corpus --profile tiny",
     ):
         assert command in said
     assert "jobs run in ns, runs are kept under s3://b/p" in said

@@ -12,6 +12,7 @@ from stagecoach.contract.launch import SecretRef, Topology
 from stagecoach.errors import ConfigError
 from stagecoach.launch.jobset.scheduler import JobsetScheduler
 from stagecoach.launch.kube import paths
+from stagecoach.launch.kube.errors import UnknownField
 from stagecoach.testing.cluster_world import ClusterWorld
 
 TORCHX = Path(sys.executable).parent / "torchx"
@@ -117,3 +118,12 @@ def test_a_namespace_that_does_not_exist_is_named(world: ClusterWorld) -> None:
     with pytest.raises(ConfigError, match="kubectl create namespace no-such-place"):
         scheduler.submit(ddp(script="train.py", j="1x1"), {"namespace": "no-such-place"})
     assert world.kube.list(paths.of(paths.JOBSETS, "jobsets", world.namespace), what="list")["items"] == []
+
+
+def test_a_field_that_the_installed_jobset_does_not_know_is_refused_and_nothing_is_made(world: ClusterWorld) -> None:
+    launcher = world.launcher()
+    wanted = launcher.build(world.spec())
+    wanted["spec"]["failurePolicy"]["rules"][0]["onJobFailureMoods"] = ["grim"]
+    with pytest.raises(UnknownField, match="does not know .*onJobFailureMoods; install a newer release"):
+        launcher.store.create_or_attach(wanted)
+    assert launcher.list() == []

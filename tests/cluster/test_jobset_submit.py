@@ -6,12 +6,14 @@ from typing import Any
 import pytest
 import urllib3
 
+from stagecoach.constants import Phase
 from stagecoach.contract.launch import RunHandle
 from stagecoach.contract.ledger import JobFolder
 from stagecoach.errors import ClusterUnavailable
 from stagecoach.launch.jobset.launcher import JobsetLauncher
 from stagecoach.launch.kube.client import Kube, connect
 from stagecoach.launch.submit import submit_job
+from stagecoach.testing.builders import attempt_end, attempt_start
 from stagecoach.testing.cluster_world import ClusterWorld
 
 NUM_CALLERS = 32
@@ -77,3 +79,22 @@ def test_a_caller_that_is_cut_off_after_its_create_is_followed_by_one_that_adopt
     assert job.submission_state(1) is None  # claimed, and nobody knows more
     handle = submit_job(world.launcher(), job, spec)
     is_one_job(world, job, handle)
+
+
+def test_a_node_on_which_two_attempts_failed_first_is_left_out_of_the_next_jobset(world: ClusterWorld) -> None:
+    launcher, spec = world.launcher(), world.spec()
+    job = JobFolder.open(spec.job_uri)
+    first = submit_job(launcher, job, spec)
+    for attempt in (1, 2):
+        job.claim_attempt(attempt_start(attempt=attempt, nodes=2, ranks_per_node=1))
+        job.end_attempt(attempt_end(attempt=attempt, first_failed_node="fake-0"))
+    world.end_pods(first, 75)
+    world.wait_phase(first, Phase.FAILED)
+    second = submit_job(launcher, job, spec)
+    assert second.name == first.name.replace("-s1", "-s2")
+    pod = world.jobset(second)["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
+    (stored,) = pod["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"]
+    assert stored["matchFields"] == [{"key": "metadata.name", "operator": "NotIn", "values": ["fake-0"]}]
+    assert stored["matchExpressions"] == [{"key": "kubernetes.io/hostname", "operator": "NotIn", "values": ["fake-0"]}]
+    world.wait_running(second)
+    assert "fake-0" not in {pod["spec"]["nodeName"] for pod in world.pods(second)}

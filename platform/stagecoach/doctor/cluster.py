@@ -13,6 +13,8 @@ OLDEST = (1, 30)  # podFailurePolicy and podReplacementPolicy behave as the JobS
 JOBSET_KIND = "jobset.x-k8s.io/jobset"
 KUEUES_OWN = ["batch/job"]  # what it manages where its settings name no frameworks (its apis/config/v1beta2/defaults.go)
 SETTINGS = "controller_manager_config.yaml"
+PATTERNS, OLDEST_JOBSET = "onJobFailureMessagePatterns", "JobSet 0.10.1 or newer"
+RULES = ("spec", "failurePolicy", "rules")
 
 
 def check_version(place: Place, kube: Kube) -> Iterator[Fact]:
@@ -27,7 +29,10 @@ def check_version(place: Place, kube: Kube) -> Iterator[Fact]:
         )
     else:
         yield Fact(check="cluster", verdict="ok", fact=f"Kubernetes {version} at {kube.host}")
-    yield served(kube, "JobSet", paths.JOBSETS, needed=place.site.launcher == "jobset", release="JobSet 0.10 or newer")
+    jobsets = served(kube, "JobSet", paths.JOBSETS, needed=place.site.launcher == "jobset", release=OLDEST_JOBSET)
+    yield jobsets
+    if jobsets.verdict == "ok":
+        yield failure_policy(kube, needed=place.site.launcher == "jobset")
     if place.site.launcher == "kubernetes":
         yield served(kube, "Volcano", paths.VOLCANO, needed=True, release="Volcano 1.9 or newer")
     yield served(
@@ -46,6 +51,38 @@ def served(kube: Kube, name: str, path: str, *, needed: bool, release: str) -> F
         return Fact(check="cluster", verdict="ok", fact=f"{name}: {group} serves {', '.join(versions)}")
     there = f"serves only {', '.join(versions)}" if versions else "is not installed"
     return Fact(check="cluster", verdict="bad" if needed else "warning", fact=f"{name}: {group} {there}", do=f"install {release}")
+
+
+def failure_policy(kube: Kube, *, needed: bool) -> Fact:
+    """Whether JobSet's rules can match a failure by its message, as ours do; the schema is open to every account, unlike the definition."""
+    at = f"spec.failurePolicy.rules[].{PATTERNS}"
+    try:
+        fields = rule_fields(kube.get(f"/openapi/v3{paths.JOBSETS}", what="read the schema of JobSets"))
+        trouble = "" if fields is not None else "the API server's schema has no JobSet"
+    except StagecoachError as error:
+        fields, trouble = None, str(error)
+    if fields is None:
+        do = f"see that it is {OLDEST_JOBSET}: `kubectl explain jobset.spec.failurePolicy.rules` lists {PATTERNS}"
+        return Fact(check="cluster", verdict="unknown", fact=f"JobSet: whether it knows {at} cannot be seen: {trouble}", do=do)
+    if PATTERNS in fields:
+        return Fact(check="cluster", verdict="ok", fact=f"JobSet: it knows {at}")
+    return Fact(
+        check="cluster",
+        verdict="bad" if needed else "warning",
+        fact=f"JobSet: it does not know {at}, by which a failure that is tried again is told from a final one",
+        do=f"install {OLDEST_JOBSET}; until then it takes no job of ours",
+    )
+
+
+def rule_fields(document: dict[str, Any]) -> dict[str, Any] | None:
+    """The fields of one rule of a failure policy in the OpenAPI document of JobSet's version; None where no JobSet is in it."""
+    for name, schema in (document.get("components") or {}).get("schemas", {}).items():
+        if name.endswith(".JobSet"):
+            for part in RULES:
+                schema = schema.get("properties", {}).get(part, {})
+            fields: dict[str, Any] = schema.get("items", {}).get("properties", {})
+            return fields
+    return None
 
 
 def check_kueue(place: Place, kube: Kube) -> Iterator[Fact]:

@@ -17,6 +17,7 @@ from stagecoach.testing.pod_world import STAGECOACH, PodWorld, StageRun
 
 IMAGE = os.environ.get("STAGECOACH_TEST_IMAGE", "")
 STEPS = 20
+GRACE_S = 20
 if not IMAGE:
     collect_ignore_glob = ["test_*.py"]  # these are asked for by naming an image, since building one takes minutes
 
@@ -24,8 +25,9 @@ StartStage = Callable[..., StageRun]
 
 
 @pytest.fixture
-def pods() -> Iterator[PodWorld]:
-    there = PodWorld(IMAGE)
+def pods(request: pytest.FixtureRequest) -> Iterator[PodWorld]:
+    """By its parameter with another grace period (seconds) than tests usually have."""
+    there = PodWorld(IMAGE, grace_s=getattr(request, "param", GRACE_S))
     yield there
     there.close()
 

@@ -9,6 +9,7 @@ from stagecoach.testing import host
 from stagecoach.testing.pod_world import PodWorld, StageRun, node_of, uid_of
 
 StartStage = Callable[..., StageRun]
+ELSEWHERE_S = 60.0
 
 
 @pytest.fixture
@@ -68,6 +69,7 @@ def test_a_drained_node_is_left_and_the_stage_resumes_on_the_other(
 
 
 @pytest.mark.timeout(600)
+@pytest.mark.parametrize("pods", [120], indirect=True, ids=["grace 120 s"])  # the chart's: of a dead node it is not waited for
 def test_a_node_that_dies_and_stays_away_is_given_up_and_the_stage_runs_elsewhere(
     pods: PodWorld, start_stage: StartStage, untouched: dict[str, Any], whole_cluster: None
 ) -> None:
@@ -80,6 +82,7 @@ def test_a_node_that_dies_and_stays_away_is_given_up_and_the_stage_runs_elsewher
     pods.until(lambda: not pods.node_is_ready(lost), f"{lost} to be NotReady")
     elsewhere_s = pods.until(lambda: run.job.attempt_start(2) is not None, "the second attempt to be claimed")
     print(f"NotReady -> the next attempt is claimed elsewhere: {elsewhere_s:.1f} s (grace {pods.grace_s} s)")
+    assert elsewhere_s <= ELSEWHERE_S
     finish_on(run, pods, untouched, machines={stays})
     first, second = run.end_of(1), run.start_of(2)
     print("crashed:", first.kind, first.message, "steps lost", first.steps_lost)

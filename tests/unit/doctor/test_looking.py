@@ -127,6 +127,39 @@ def test_versions_that_are_too_old_or_absent_are_told(tmp_path: Path) -> None:
     assert "serves only v1beta1" in found["bad"][2]
 
 
+@pytest.mark.parametrize(
+    ("launcher", "rules", "verdict"),
+    [
+        ("jobset", {"name": {}, "onJobFailureReasons": {}, "onJobFailureMessagePatterns": {}}, "ok"),
+        ("jobset", {"name": {}, "onJobFailureReasons": {}}, "bad"),
+        ("local", {"name": {}, "onJobFailureReasons": {}}, "warning"),
+        ("jobset", {}, "bad"),  # before 0.6 there were no rules
+        ("jobset", None, "unknown"),
+    ],
+)
+def test_a_jobset_that_would_drop_our_failure_rules_is_told_before_a_job_is_lost_by_it(
+    tmp_path: Path, launcher: str, rules: dict[str, Any] | None, verdict: str
+) -> None:
+    def inside(path: str, schema: dict[str, Any]) -> dict[str, Any]:
+        for part in reversed(path.split(".")):
+            schema = {"properties": {part: schema}}
+        return schema
+
+    policy = inside("spec.failurePolicy.rules", {"items": {"properties": rules}})
+    known = {} if rules is None else {"io.x-k8s.jobset.v1alpha2.JobSet": policy}
+    answers = {
+        "/version": {"gitVersion": "v1.33.1", "major": "1", "minor": "33"},
+        "/apis/jobset.x-k8s.io": {"versions": [{"version": "v1alpha2"}]},
+        "/openapi/v3/apis/jobset.x-k8s.io/v1alpha2": {"components": {"schemas": {"io.x-k8s.jobset.v1alpha2.JobSetList": {}, **known}}},
+    }
+    told = list(check_version(place(tmp_path, launcher=launcher), kube_of(answers)))
+    (found,) = [fact for fact in told if "spec.failurePolicy.rules[].onJobFailureMessagePatterns" in fact.fact]
+    assert found.verdict == verdict
+    assert verdict == "ok" or "JobSet 0.10.1 or newer" in found.do
+    del answers["/openapi/v3/apis/jobset.x-k8s.io/v1alpha2"]
+    assert "cannot be seen" in str([fact.fact for fact in check_version(place(tmp_path), kube_of(answers)) if fact.verdict == "unknown"])
+
+
 def test_kueues_settings_are_read_where_they_may_be_and_are_there(tmp_path: Path) -> None:
     path, at = "/api/v1/namespaces/kueue-system/configmaps/kueue-manager-config", place(tmp_path, launcher="jobset", queue="q")
 

@@ -9,7 +9,7 @@ import urllib3
 
 from stagecoach.errors import ClusterUnavailable, ConfigError
 from stagecoach.launch.kube.client import Kube, connect, retry_after
-from stagecoach.launch.kube.errors import AlreadyExists, Conflict, Denied, Expired, NoSuchKind, NotFound, Refused, classify
+from stagecoach.launch.kube.errors import AlreadyExists, Conflict, Denied, Expired, NoSuchKind, NotFound, Refused, UnknownField, classify
 from stagecoach.testing.api_server import ApiServer, status
 
 
@@ -38,6 +38,11 @@ def server() -> Iterator[ApiServer]:
         (status(409, "Conflict", "the object has been modified"), Conflict, "modified"),
         (status(410, "Expired", "too old resource version"), Expired, "too old"),
         (status(422, "Invalid", "spec.replicatedJobs: Required value"), Refused, "spec.replicatedJobs: Required value"),
+        (
+            status(400, "BadRequest", 'strict decoding error: unknown field "spec.failurePolicy.x", unknown field "spec.y"'),
+            UnknownField,
+            "does not know spec.failurePolicy.x, spec.y; install a newer release of its controller",
+        ),
         ((400, b"<html>proxy</html>", {}), Refused, "<html>proxy"),
     ],
 )

@@ -1,17 +1,19 @@
 """What nobody else does for a job that waits for ever. The clock is the test's."""
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 import pytest
+from loguru import logger
 
 from stagecoach.contract.launch import RunHandle
 from stagecoach.errors import ClusterUnavailable
 from stagecoach.launch.jobset import reader
 from stagecoach.launch.jobset.launcher import JobsetLauncher
 from stagecoach.launch.kube.marks import SPEC
-from stagecoach.launch.kube.podstate import PodView
+from stagecoach.launch.kube.podstate import PodView, read_pod
 from stagecoach.launch.kube.tending import Tending
 from stagecoach.site import Site
 from stagecoach.testing.api_server import ApiServer
@@ -52,6 +54,51 @@ def test_a_pod_whose_node_does_not_confirm_is_let_go_after_its_grace_period() ->
     clock.now += 2
     assert tending.stuck([leaving], grace_s=30) == [leaving]
     assert tending.stuck([replace(leaving, uid="p2")], grace_s=30) == []
+
+
+def conditions(ready: str, containers: str, reason: str | None = None) -> list[dict[str, Any]]:
+    """As the API server has them; Kubernetes' node controller leaves the reason away."""
+    why = {"reason": reason} if reason else {}
+    return [{"type": "Ready", "status": ready, **why}, {"type": "ContainersReady", "status": containers, **why}]
+
+
+@pytest.mark.parametrize(
+    ("found", "is_cut_off"),
+    [
+        (conditions("False", "True"), True),  # the node is NotReady, for its kubelet renews its lease no more
+        (conditions("True", "True"), False),
+        (conditions("False", "False", "ContainersNotReady"), False),  # a kubelet that lives ends it
+        ([*conditions("True", "True")[1:], {"type": "Ready", "status": "False", "reason": "ReadinessGatesNotReady"}], False),
+        ([], False),
+    ],
+)
+def test_a_silent_kubelet_is_seen_in_the_pod_itself(found: list[dict[str, Any]], is_cut_off: bool) -> None:
+    view = read_pod({"metadata": {"name": "toy-0"}, "status": {"phase": "Running", "conditions": found}})
+    assert view.is_cut_off is is_cut_off
+
+
+def test_a_pod_whose_kubelet_is_silent_is_let_go_long_before_its_grace_period_is_over() -> None:
+    clock = Clock()
+    tending = Tending(clock)
+    saving = replace(pod, uid="p1", is_leaving=True)  # of the same gang, on a node that lives
+    cut_off = replace(pod, is_leaving=True, is_cut_off=True)
+    assert tending.stuck([cut_off, saving], grace_s=120) == []
+    clock.now += 20
+    assert tending.stuck([cut_off, saving], grace_s=120) == []
+    clock.now += 1
+    assert tending.stuck([cut_off, saving], grace_s=120) == [cut_off]
+
+
+def test_a_kubelet_that_was_silent_for_a_moment_gives_its_pods_their_grace_period() -> None:
+    clock = Clock()
+    tending = Tending(clock)
+    cut_off = replace(pod, is_leaving=True, is_cut_off=True)
+    for silent in (True, False, True):
+        assert tending.stuck([replace(cut_off, is_cut_off=silent)], grace_s=120) == []
+        clock.now += 15
+    assert tending.stuck([replace(cut_off, is_leaving=False)], grace_s=120) == []  # and nobody is let go whom nobody deleted
+    clock.now += 600
+    assert tending.stuck([replace(cut_off, is_leaving=False)], grace_s=120) == []
 
 
 HANDLE = RunHandle(launcher="jobset", name="toy", job_uri="memory://toy", uid="u")
@@ -150,3 +197,29 @@ def test_a_job_that_is_known_or_has_nothing_to_wait_for_is_left_alone(server: Ap
         server.routes["/workloads"] = listed({"metadata": {"name": "w", "uid": "w"}})
     tended = Tended(server)
     assert tended.touches(after_s=0) == tended.touches(after_s=31) == tended.touches(after_s=31) == []
+
+
+def test_a_pod_that_a_finalizer_holds_is_let_go_rarely_and_the_finalizer_is_named(server: ApiServer) -> None:
+    held = {
+        "metadata": {"name": "toy-0", "uid": "p0", "deletionTimestamp": "2026-11-21T10:00:00Z", "finalizers": ["example.com/holds"]},
+        "spec": {"nodeName": "n0"},
+        "status": {"phase": "Running"},
+    }
+    notes = {SPEC: json.dumps({"grace_s": 30})}
+    server.routes |= {
+        "/jobsets/toy": (200, {**JOBSET, "metadata": {**QUEUED, "annotations": notes}}, {}),
+        "/workloads": listed({"metadata": {"name": "w", "uid": "w"}}),
+        "/pods": listed(held),
+    }
+    tended, told = Tended(server), dict[float, str]()  # by seconds after the first look
+    sink = logger.add(lambda message: told.update({tended.clock.now - Clock.now: message.record["message"]}), level="WARNING")
+    try:
+        for second in (0, 40, 41, 42, 70, 71, 72, 130, 131, 132, 250, 251, 252, 490, 491, 492):
+            tended.touches(after_s=Clock.now + second - tended.clock.now)
+    finally:
+        logger.remove(sink)
+    assert list(told) == [41, 71, 131, 251, 491]  # 40 s are its grace period and what a kubelet needs
+    assert len([path for method, path, _ in server.asked if method == "DELETE"]) == len(told)
+    first, *later = told.values()
+    assert "taken for dead" in first
+    assert all("held by the finalizers example.com/holds" in line for line in later)

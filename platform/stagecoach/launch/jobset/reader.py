@@ -29,6 +29,7 @@ class JobsetApi(JobStore):
     group: ClassVar[str] = paths.JOBSETS
     plural: ClassVar[str] = "jobsets"
     kind: ClassVar[str] = "jobset"
+    strict: ClassVar[bool] = True  # a failure policy whose patterns are left out makes every failure final
 
     def see(self, name: str, uid: str | None = None) -> Seen | None:
         """All that is known of the job. None when it is not there, or is another one of that name."""

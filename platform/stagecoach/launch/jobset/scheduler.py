@@ -24,11 +24,13 @@ from stagecoach.launch.jobset.cfg import InvalidOption, Options
 from stagecoach.launch.jobset.objects import MAX_HOST_NAME, build_jobset, check_app, replicated_name
 from stagecoach.launch.jobset.phases import Seen, job_state
 from stagecoach.launch.jobset.reader import JOBSET_NAME, JobsetApi
+from stagecoach.launch.kube.apart import is_kept_apart, keep_apart
 from stagecoach.launch.kube.client import Kube, connect
 from stagecoach.launch.kube.logs import pod_lines
 from stagecoach.launch.kube.marks import CANCELLED, JOB_URI, annotations, is_ours, spec_in
 from stagecoach.launch.kube.options import DEFAULT_GRACE_S, PodOptions, parse_options
 from stagecoach.launch.kube.podstate import PodView
+from stagecoach.site import load_site
 
 NAME = "jobset"
 RETRIES = 10  # of a launch spec's gang; the supervisor ends a job that makes no progress long before
@@ -107,10 +109,16 @@ class JobsetScheduler(Scheduler[dict[str, Any]]):  # type: ignore[misc]  # torch
         return str(dryrun_info.request.app_id)
 
     def create(self, request: JobsetRequest) -> dict[str, Any]:
-        """The JobSet as the cluster has it."""
-        api = JobsetApi(self.kube, request.jobset["metadata"]["namespace"])
+        """The JobSet as the cluster has it, with the policy by which its pods reach each other where the namespace has one that says they
+        do not. Raises Denied without the right to apply policies there."""
+        namespace, wanted = request.jobset["metadata"]["namespace"], request.jobset["spec"]["replicatedJobs"][0]["template"]["spec"]
+        api = JobsetApi(self.kube, namespace)
         api.check_references(request.jobset)
-        return api.create_or_attach(request.jobset)
+        made = api.create_or_attach(request.jobset)
+        labels = wanted["template"]["metadata"]["labels"]
+        if wanted["completions"] > 1 and is_kept_apart(self.kube, namespace, labels, load_site()):
+            keep_apart(self.kube, made, JOBSET_NAME)
+        return made
 
     # --- looking
 

@@ -5,10 +5,13 @@ namespace, which denies everything but names, the bucket and metrics; alone it w
 (owner reference).
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 from stagecoach.launch.kube import paths
 from stagecoach.launch.kube.client import Kube
+from stagecoach.launch.kube.errors import Denied
+from stagecoach.site import Site
 
 Obj = dict[str, Any]
 
@@ -20,6 +23,24 @@ def keep_apart(kube: Kube, thing: Obj, pod_label: str) -> None:
     metadata = thing["metadata"]
     path = paths.of(NETWORKING, "networkpolicies", metadata["namespace"], metadata["name"])
     kube.apply(path, policy_of(thing, pod_label), manager=MANAGER, what=f"apply networkpolicy {metadata['namespace']}/{metadata['name']}")
+
+
+def is_kept_apart(kube: Kube, namespace: str, pod_labels: Mapping[str, str], site: Site) -> bool:
+    """Whether the namespace has a policy that denies pods with these labels everything else, so that a gang of theirs needs its own as
+    well; without one, its own would cut it off from all but itself. Who may not look believes the site."""
+    try:
+        path = paths.of(NETWORKING, "networkpolicies", namespace)
+        found = kube.list(path, what=f"list network policies of {namespace}")["items"]
+    except Denied:
+        return site.pods_apart and site.namespace == namespace
+    return any(_isolates(policy["spec"], pod_labels) for policy in found)
+
+
+def _isolates(policy: Obj, pod_labels: Mapping[str, str]) -> bool:
+    """In both directions, as the chart's does."""
+    selector = policy.get("podSelector") or {}
+    chosen = (selector.get("matchLabels") or {}).items() <= pod_labels.items() and not selector.get("matchExpressions")
+    return chosen and {"Ingress", "Egress"} <= set(policy.get("policyTypes") or ())
 
 
 def policy_of(thing: Obj, pod_label: str) -> Obj:

@@ -62,9 +62,11 @@ class Kube:
             more = (page.get("metadata") or {}).get("continue")
         return whole
 
-    def create(self, path: str, body: Obj, *, what: str, dry_run: bool = False) -> Obj:
-        """Raises AlreadyExists, also where an earlier try of this very call was carried out and its answer lost."""
-        return self._json("POST", path, query={"dryRun": "All"} if dry_run else {}, body=body, what=what)
+    def create(self, path: str, body: Obj, *, what: str, dry_run: bool = False, strict: bool = False) -> Obj:
+        """Raises AlreadyExists, also where an earlier try of this very call was carried out and its answer lost. `strict`: raises
+        UnknownField for a field that the kind does not have, which the API server else leaves out without a word."""
+        query = {"dryRun": "All" if dry_run else "", "fieldValidation": "Strict" if strict else ""}
+        return self._json("POST", path, query=query, body=body, what=what)
 
     def merge(self, path: str, body: Obj, *, what: str) -> Obj:
         """A JSON merge patch. Raises NotFound, Conflict where `body` names a resourceVersion that is not the newest."""

@@ -8,6 +8,7 @@ from stagecoach.errors import ClusterUnavailable, ConfigError, StagecoachError
 
 RETRIED = (408, 429, 500, 502, 503, 504)
 _QUOTA = re.compile(r"exceeded quota")
+_UNKNOWN_FIELD = re.compile(r'unknown field "([^"]+)"')
 
 
 class NotFound(StagecoachError):
@@ -34,6 +35,10 @@ class Refused(ConfigError):
     """400, 415, 422 and the like: the API server does not take the object."""
 
 
+class UnknownField(Refused):
+    """400 of a strict create: the installed version of the kind has no such field."""
+
+
 class NoSuchKind(ConfigError):
     """404 of a kind: its definition is not installed."""
 
@@ -55,6 +60,11 @@ def classify(status: int, body: str, *, what: str) -> StagecoachError:
         return AlreadyExists(f"{what}: {says}") if reason == "AlreadyExists" else Conflict(f"{what}: {says}")
     if status == 410:
         return Expired(f"{what}: {says}")
+    if fields := _UNKNOWN_FIELD.findall(says):
+        return UnknownField(
+            f"{what}: the version of that kind that is installed in this cluster does not know {', '.join(fields)}; "
+            "install a newer release of its controller (`stagecoach doctor --only cluster` says which)"
+        )
     return Refused(f"{what}: the API server refuses it ({status}): {says}")
 
 

@@ -19,6 +19,7 @@ from stagecoach.launch.kube.apart import keep_apart
 from stagecoach.launch.kube.client import DEADLINE_S, Kube, connect
 from stagecoach.launch.kube.logs import job_lines
 from stagecoach.launch.kube.marks import CANCELLED, GIVEN_UP, JOB_URI, PAUSED, annotations, is_ours, run_of, spec_in
+from stagecoach.launch.kube.podstate import PodView
 from stagecoach.launch.kube.store import JobStore
 from stagecoach.launch.kube.tending import Tending
 from stagecoach.launch.ledger_view import LedgerRead, end_dead_attempt, read_ledger
@@ -158,8 +159,9 @@ class ClusterLauncher(ABC):
             self.store.stop(thing, GIVEN_UP, because=why)
             self.forget(handle)
         for pod in self._tending.stuck(seen.pods, grace_s=float(spec_in(thing)["grace_s"])):
-            logger.warning(f"{handle.name}: node {pod.node} does not confirm that pod {pod.name} is gone; it is taken for dead")
-            self.store.force_away(pod.name, pod.uid)
+            if turn := self._tending.turn(pod.uid):
+                logger.warning(f"{handle.name}: {_taken_for_dead(pod, is_first=turn == 1)}")
+                self.store.force_away(pod.name, pod.uid)
 
     def list(self, *, run_id: str | None = None) -> list[RunHandle]:
         found = [self._handle(thing) for thing in self.store.list(run_id) if is_ours(thing)]
@@ -218,6 +220,13 @@ def check_root(job_uri: str, site: Site) -> None:
             f"root: the job's folder {job_uri} is on this machine, and pods cannot see it; use a bucket (s3://...), "
             "or a claim that is mounted there in the pods and here (pods.volumes of the site)"
         )
+
+
+def _taken_for_dead(pod: PodView, *, is_first: bool) -> str:
+    if is_first:
+        return f"node {pod.node} does not confirm that pod {pod.name} is gone; it is taken for dead"
+    held = f", held by the finalizers {', '.join(pod.held_by)}; see whether the controllers that set them run" if pod.held_by else ""
+    return f"pod {pod.name} of node {pod.node} was let go, and is still there{held}"
 
 
 def _with_trouble(state: JobState, trouble: str) -> JobState:

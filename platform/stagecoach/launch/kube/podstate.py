@@ -27,6 +27,8 @@ class PodView:
     node: str | None = None
     address: str | None = None
     is_leaving: bool = False  # deleted, and not gone yet
+    is_cut_off: bool = False  # its kubelet has fallen silent
+    held_by: tuple[str, ...] = ()  # finalizers: who must look at it before it may go
     exit_code: int | None = None
     ended_because: str = ""  # OOMKilled, Error, Evicted
     waiting: str = ""
@@ -72,6 +74,8 @@ def read_pod(pod: Obj) -> PodView:
         node=spec.get("nodeName"),
         address=status.get("podIP"),
         is_leaving=bool(metadata.get("deletionTimestamp")),
+        is_cut_off=_is_cut_off(status),
+        held_by=tuple(metadata.get("finalizers") or ()),
         exit_code=code,
         ended_because=ended.get("reason") or status.get("reason") or "",
         waiting=waiting.get("reason") or "",
@@ -87,6 +91,16 @@ def _unplaced(status: Obj) -> str:
         if item.get("type") == "PodScheduled" and item.get("status") == "False":
             return item.get("message") or item.get("reason") or ""
     return ""
+
+
+def _is_cut_off(status: Obj) -> bool:
+    """A kubelet sets Ready by ContainersReady, and says why where they differ. Kubernetes' node controller takes Ready alone away, without
+    a reason, from all pods of a node whose kubelet no longer renews its lease (`MarkPodsNotReady`); one that is heard again sets it anew
+    within seconds. So nobody needs the right to read nodes for it.
+    """
+    conditions = {item.get("type"): item for item in status.get("conditions") or ()}
+    ready, containers = conditions.get("Ready") or {}, conditions.get("ContainersReady") or {}
+    return ready.get("status") == "False" and not ready.get("reason") and containers.get("status") == "True"
 
 
 def exit_code_of(codes: Iterable[int]) -> int:

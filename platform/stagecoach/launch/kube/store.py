@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from stagecoach.errors import ClusterUnavailable, ConfigError
 from stagecoach.launch.kube import paths
 from stagecoach.launch.kube.client import Kube
-from stagecoach.launch.kube.errors import AlreadyExists, Conflict, Denied, NotFound
+from stagecoach.launch.kube.errors import AlreadyExists, Conflict, Denied, NotFound, UnknownField
 from stagecoach.launch.kube.marks import MANAGED_BY, MANAGER, RUN, TOUCHED, check_same
 
 Obj = dict[str, Any]
@@ -28,6 +28,7 @@ class JobStore:
     group: ClassVar[str] = ""
     plural: ClassVar[str] = ""
     kind: ClassVar[str] = ""  # for a person
+    strict: ClassVar[bool] = False  # a field that the cluster does not know is an error
 
     # --- reading
 
@@ -47,14 +48,19 @@ class JobStore:
     # --- writing
 
     def create_or_attach(self, wanted: Obj) -> Obj:
-        """The object of that name, made now or before. Raises NameTaken with what differs; ConfigError where a stranger has the name."""
+        """The object of that name, made now or before. Raises NameTaken with what differs; ConfigError where a stranger has the name, or
+        for what the cluster refuses or, with `strict`, does not know."""
         name = wanted["metadata"]["name"]
         until = time.monotonic() + self.kube.deadline_s
         while True:
             try:
-                return self.kube.create(self.path(), wanted, what=f"create {self.kind} {self.namespace}/{name}")
+                return self.kube.create(self.path(), wanted, what=f"create {self.kind} {self.namespace}/{name}", strict=self.strict)
             except AlreadyExists:
                 there = self.get(name)
+            except UnknownField:  # said before the name is looked up: a job that runs already is attached to all the same
+                there = self.get(name)
+                if there is None:
+                    raise
             if there is not None and not there["metadata"].get("deletionTimestamp"):
                 check_same(there, wanted)
                 return there

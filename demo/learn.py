@@ -20,6 +20,7 @@ from scores import HEADER, HERE, SURE, is_above_chance, line_of, scores_of, stag
 
 from stagecoach.contract.evaluation import Score
 from stagecoach.contract.ledger import JobFolder, Runs
+from stagecoach.storage import as_uri
 from stagecoach_workloads.evaluation.statistics import p_at_least
 
 FOLDER, PAGE = HERE / "learning", HERE.parent / "workloads" / "results" / "learn.md"
@@ -62,7 +63,7 @@ def main() -> int:
     os.environ["STAGECOACH_STATE_DIR"] = str(FOLDER / "state")
     train(asked.scale)
     ask_more()
-    verdicts, table = judge(Runs.open(RUNS.as_uri()))
+    verdicts, table = judge(Runs.open(as_uri(str(RUNS))))
     minutes = (time.monotonic() - started) / 60
     text = page(asked.scale, minutes, table, verdicts)
     print(f"\n{text}")
@@ -101,14 +102,14 @@ def train(scale: float) -> None:
 
 def ask_more() -> None:
     """The suites that no stage asks by itself."""
-    root = ["--root", RUNS.as_uri()]
+    root = ["--root", as_uri(str(RUNS))]
     stagecoach("evaluate", RUN_ID, "--stage", "sft", "--suite", "video", *root)
     stagecoach("evaluate", RUN_ID, "--stage", "sft", "--suite", BLIND_SUITES, "--shuffle-images", *root)
     stagecoach("report", RUN_ID, *root, "--out", str(FOLDER / "report.html"))
 
 
 def where() -> list[str]:
-    return ["--root", RUNS.as_uri(), "--data", CORPUS.as_uri()]
+    return ["--root", as_uri(str(RUNS)), "--data", as_uri(str(CORPUS))]
 
 
 def sets(settings: Sequence[str]) -> list[str]:

@@ -17,6 +17,7 @@ from scores import HEADER, HERE, is_above_chance, line_of, scores_of, stagecoach
 
 from stagecoach.constants import ExitCode
 from stagecoach.contract.ledger import JobFolder, Runs
+from stagecoach.storage import as_uri
 
 CORPUS, RUNS, STATE, REPORT = HERE / "made", HERE / "runs", HERE / "state", HERE.parent / "report.html"
 RUN_ID, RECIPE = "demo", "mm1_5_tiny"
@@ -40,16 +41,16 @@ def main() -> int:
     for left in (RUNS, STATE):
         shutil.rmtree(left, ignore_errors=True)
     os.environ["STAGECOACH_STATE_DIR"] = str(STATE)  # what a launcher remembers of an earlier demo is none of this one's business
-    stagecoach("preflight", "--launcher", "local", "--ranks-per-node", "2", "--root", RUNS.as_uri())
+    stagecoach("preflight", "--launcher", "local", "--ranks-per-node", "2", "--root", as_uri(str(RUNS)))
     make_corpus()
     stagecoach("data", "inspect", str(CORPUS), "--samples", "34", "--out", str(HERE / "contact-sheet.png"))
     stagecoach("run", RECIPE, "--dry-run", *where(), quiet_tail=True)
-    killer = RankKiller(Runs.open(RUNS.as_uri()))
+    killer = RankKiller(Runs.open(as_uri(str(RUNS))))
     killer.start()
     stagecoach("run", RECIPE, *where())
-    stagecoach("status", RUN_ID, "--root", RUNS.as_uri())
-    stagecoach("report", RUN_ID, "--root", RUNS.as_uri(), "--out", str(REPORT))
-    learned = show_scores(Runs.open(RUNS.as_uri()))
+    stagecoach("status", RUN_ID, "--root", as_uri(str(RUNS)))
+    stagecoach("report", RUN_ID, "--root", as_uri(str(RUNS)), "--out", str(REPORT))
+    learned = show_scores(Runs.open(as_uri(str(RUNS))))
     seconds = time.monotonic() - started
     print(f"\n{killer.told}")
     print(f"{seconds / 60:.1f} minutes. Look at:")
@@ -68,7 +69,7 @@ def make_corpus() -> None:
 
 def where() -> list[str]:
     settings = [word for each in SETTINGS for word in ("--set", each)]
-    return ["--run-id", RUN_ID, "--root", RUNS.as_uri(), "--data", CORPUS.as_uri(), *settings]
+    return ["--run-id", RUN_ID, "--root", as_uri(str(RUNS)), "--data", as_uri(str(CORPUS)), *settings]
 
 
 class RankKiller(threading.Thread):

@@ -187,4 +187,4 @@ def as_uri(text: str) -> str:
     if _SCHEME.match(text):  # ./a:b is a file of that name
         DEFAULT_POLICY.check(text)
         return text.rstrip("/")
-    return Path(text).resolve().as_uri()
+    return f"file://{Path(text).resolve()}"  # as it is written on disk: nothing here reads %20 as a space

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from stagecoach.constants import ExitCode
-from stagecoach.storage import UriPolicy, UriRefused, open_store
+from stagecoach.storage import UriPolicy, UriRefused, as_uri, open_store
 
 
 @pytest.mark.parametrize(
@@ -127,6 +127,13 @@ def test_with_a_remote_root_files_are_refused_outside_the_allowed_folders(tmp_pa
         with pytest.raises(UriRefused, match="remote root"):
             open_store(uri, policy=policy)
     assert is_allowed(UriPolicy.for_root("file:///data"), "file:///var/x")
+
+
+@pytest.mark.parametrize("name", ["my corpus", "50%", "%20", "a:b", "a?b#c", "größe"])
+def test_a_folder_typed_at_a_keyboard_is_the_one_on_disk_whatever_its_name(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "there").write_bytes(b"x")
+    assert open_store(as_uri(str(tmp_path / name))).read("there") == b"x"
 
 
 def test_a_store_is_bound_to_its_root(tmp_path: Path) -> None:

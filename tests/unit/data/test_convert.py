@@ -20,7 +20,7 @@ from stagecoach.storage import open_store
 from stagecoach_workloads.data.convert import FORMATS, ConvertJob, convert
 from stagecoach_workloads.data.dataset import open_dataset
 from stagecoach_workloads.data.formats.reading import Input
-from stagecoach_workloads.data.samples import Sample
+from stagecoach_workloads.data.samples import Sample, Turn, document, image, to_json
 from stagecoach_workloads.data.tar import END, sample_bytes
 
 
@@ -129,6 +129,68 @@ def test_webdataset_tars(source: Path) -> None:
         convert(f"file://{source}", f"file://{source.parent}/cut", format="webdataset")
 
 
+USER = Turn("user", (image(0), "Which?"))
+OURS = [
+    Sample(key="k", kind="pairs", category="c", turns=document(image(0), "a box"), images=(jpeg(1),)),
+    Sample(key="k", kind="interleaved", category="c", turns=document("one", image(0), "two", image(1)), images=(jpeg(1), jpeg(2))),
+    Sample(key="k", kind="text", category="c", turns=document("no image at all")),
+    Sample(key="k", kind="conversation", category="c", turns=(USER, Turn("assistant", ("That.",))), images=(jpeg(3),)),
+    Sample(key="k", kind="preference", category="c", turns=(USER, Turn("chosen", ("a",)), Turn("rejected", ("b",))), images=(jpeg(4),)),
+    Sample(
+        key="k",
+        kind="video",
+        category="c",
+        turns=document(*map(image, range(12)), "it goes on"),
+        images=tuple(map(jpeg, range(12))),
+        extra={"times": [float(second) for second in range(12)]},
+    ),
+]
+
+
+def tar_of(samples: list[Sample], *, sort: bool = False) -> bytes:
+    """A shard of our own layout; `sort` lays the members in the order of their names, as tar does with files: 10.jpg before 2.jpg."""
+    shard = b""
+    for number, sample in enumerate(samples):
+        parts = [("json", to_json(sample)), *((f"{place}.jpg", body) for place, body in enumerate(sample.images))]
+        shard += sample_bytes(f"k{number}", sorted(parts) if sort else parts)[0]
+    return shard + END
+
+
+@pytest.mark.parametrize("ours", OURS, ids=lambda sample: sample.kind)
+@pytest.mark.parametrize("sort", [False, True])
+def test_shards_of_our_own_come_back_as_they_were_whatever_their_kind(ours: Sample, sort: bool, source: Path) -> None:
+    (source / "s.tar").write_bytes(tar_of([ours, ours], sort=sort))
+    samples, rejected = converted(source, "webdataset")
+    assert [replace(sample, key="k") for sample in samples] == [ours, ours]
+    assert (rejected, open_dataset(f"file://{source.parent}/target").manifest.kind) == ([], ours.kind)
+
+
+def test_a_tar_of_several_kinds_asks_for_one_and_lists_the_others(source: Path) -> None:
+    (source / "s.tar").write_bytes(tar_of(OURS))
+    with pytest.raises(ConfigError, match=r"s\.tar: holds samples of several kinds \(1 of kind pairs, .*\); .*with --kind"):
+        convert(f"file://{source}", f"file://{source.parent}/target", format="webdataset")
+    samples, rejected = converted(source, "webdataset", kind="preference")
+    assert [sample.kind for sample in samples] == ["preference"]
+    assert len(rejected) == len(OURS) - 1
+    assert rejected[0]["reason"] == "is of kind pairs, the dataset of kind preference; --kind pairs makes one of these"
+
+
+def test_a_later_tar_of_another_kind_never_slips_in(source: Path) -> None:
+    (source / "1.tar").write_bytes(tar_of(OURS[:1]))
+    (source / "2.tar").write_bytes(tar_of(OURS[4:5]))
+    samples, rejected = converted(source, "webdataset")
+    assert [sample.kind for sample in samples] == ["pairs"]
+    assert [line["source"] for line in rejected] == ["2.tar key k0"]
+
+
+def test_a_kind_that_the_format_does_not_make_is_refused(source: Path) -> None:
+    with pytest.raises(ConfigError, match="--kind video: --from image-text makes pairs; leave --kind out"):
+        convert(f"file://{source}", f"file://{source.parent}/target", format="image-text", kind="video")
+    (source / "s.tar").write_bytes(tar_of(OURS[:1]))
+    with pytest.raises(ConfigError, match="--kind pictures: no such kind; there are pairs, interleaved"):
+        convert(f"file://{source}", f"file://{source.parent}/target", format="webdataset", kind="pictures")
+
+
 def test_pdf_pages_come_with_their_text(source: Path) -> None:
     (source / "a.pdf").write_bytes(one_page_pdf("Hello page"))
     (source / "b.pdf").write_bytes(b"no pdf")
@@ -183,6 +245,29 @@ def test_unknown_formats_and_empty_sources_are_refused(source: Path) -> None:
         convert(f"file://{source}", f"file://{source}/x", format="pdf")
 
 
+def test_what_is_not_there_is_refused_before_any_work(source: Path) -> None:
+    target = f"file://{source.parent}/target"
+    (source / "rows.json").write_text("[]")
+    with pytest.raises(ConfigError, match=r"nope\.json: not there"):
+        convert(f"file://{source}/nope.json", target, format="llava")
+    with pytest.raises(ConfigError, match="nope: not there"):
+        convert(f"file://{source}/nope", target, format="llava")
+    with pytest.raises(ConfigError, match=r"rows\.json: --from jsonl reads files that end in \.jsonl, \.ndjson"):
+        convert(f"file://{source}/rows.json", target, format="jsonl")
+    with pytest.raises(ConfigError, match=r"--images file://.*/no-images: nothing stands there"):
+        convert(f"file://{source}/rows.json", target, format="llava", images=f"file://{source}/no-images")
+    assert not (source.parent / "target").exists()
+
+
+def test_a_finished_dataset_keeps_its_licence_and_says_so(source: Path) -> None:
+    (source / "t.jsonl").write_text('{"text": "hello"}\n')
+    asked, target = f"file://{source}/t.jsonl", f"file://{source.parent}/target"
+    made = convert(asked, target, format="jsonl", licence="CC0")
+    assert convert(asked, target, format="jsonl", licence="CC0") == made
+    with pytest.raises(ConfigError, match="is finished, under the licence 'CC0' and not 'MIT'"):
+        convert(asked, target, format="jsonl", licence="MIT")
+
+
 def test_a_conversion_goes_from_store_to_store_and_its_job_travels_to_other_processes(source: Path) -> None:
     """Images, rows and the dataset may each lie elsewhere; what a worker process gets is the pickled job."""
     rows, images, target = (open_store(f"memory://convert-{os.getpid()}-{name}") for name in ("rows", "images", "target"))
@@ -193,9 +278,9 @@ def test_a_conversion_goes_from_store_to_store_and_its_job_travels_to_other_proc
     assert (made.counts.samples, made.counts.images, made.rejected) == (1, 1, 0)
     assert open_dataset(target.uri).read(0).images == (jpeg(0),)
     for format, reads in FORMATS.items():
-        given = Input(format=format, uri=rows.uri, files=("deep/a.jsonl",), images=images.uri, category="c")
-        job = ConvertJob(given, (("deep/a.jsonl", 0, 1),))
+        given = Input(format=format, uri=rows.uri, images=images.uri, category="c")
+        job = ConvertJob(given, ((("deep/a.jsonl", 0, 1),),))
         assert pickle.loads(pickle.dumps(job)) == job
         assert reads.suffixes
-    again = pickle.loads(pickle.dumps(ConvertJob(replace(given, format="llava"), (("deep/a.jsonl", 0, 1),))))
+    again = pickle.loads(pickle.dumps(ConvertJob(replace(given, format="llava"), ((("deep/a.jsonl", 0, 1),),))))
     assert [type(found) for found in again(0)] == [Sample]

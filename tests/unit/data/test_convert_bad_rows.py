@@ -35,6 +35,12 @@ def jpeg() -> bytes:
     return held.getvalue()
 
 
+def picture(format: str) -> bytes:
+    held = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 60, 3), np.uint8)).save(held, format)
+    return held.getvalue()
+
+
 def rejected_of(tmp_path: Path, format: str, name: str, body: bytes, *, samples: int = 1) -> list[str]:
     """Reasons for the rows of one file of which `samples` are good."""
     (tmp_path / name).write_bytes(body)
@@ -52,10 +58,14 @@ def rejected_of(tmp_path: Path, format: str, name: str, body: bytes, *, samples:
         ("llava", SAID, {**SAID, "image": 3}, "`image` is a int, not a list"),
         ("llava", SAID, {**SAID, "images": {"0": "a.jpg"}}, "`images` is a dict, not a list"),
         ("llava", SAID, {**SAID, "image": [["a.jpg"]]}, "the path of a file is expected"),
+        ("llava", SAID, {**SAID, "image": "A" * 5000}, "of 5,000 characters; the path of a file is expected"),
         ("llava", SAID, {"id": "nothing said"}, "neither text nor images"),
         ("preference", PAIR, {**PAIR, "image": True}, "`image` is a bool, not a list"),
         ("preference", PAIR, {**PAIR, "prompt": "<image>?"}, "shows image 0 and has 0"),
         ("preference", PAIR, {**PAIR, "chosen": " "}, "needs the texts `prompt`, `chosen` and `rejected`"),
+        ("llava", SAID, {**SAID, "image": "\ud800.jpg"}, "names image '\\ud800.jpg', which is half a surrogate pair"),
+        ("jsonl", TEXT, {"text": "half \ud800 of a pair"}, "cannot be written as JSON in UTF-8: 'utf-8' codec can't encode"),
+        ("jsonl", TEXT, {"\ud800": 1}, "has no `text` (its fields: ?)"),
         ("jsonl", TEXT, {"text": 7}, "has no `text`"),
         ("jsonl", TEXT, [1], "a list, not an object"),
     ],
@@ -77,7 +87,7 @@ FIELDS = ("image", "images", "conversations", "messages", "prompt", "question", 
 @settings(max_examples=150)
 @given(row=st.dictionaries(st.sampled_from(FIELDS), JSON, max_size=5), make=st.sampled_from([rows.llava, rows.preference, rows.text_line]))
 def test_whatever_a_row_holds_it_becomes_a_sample_or_a_reason(row: dict[str, Any], make: Callable[..., Sample]) -> None:
-    nowhere = Input(format="x", uri="memory://nowhere", files=(), images="memory://nowhere", category="c")
+    nowhere = Input(format="x", uri="memory://nowhere", images="memory://nowhere", category="c")
     with contextlib.suppress(DataError):  # anything else that is raised would stop the conversion
         assert isinstance(make(nowhere, row, "k"), Sample)
 
@@ -183,6 +193,86 @@ def test_videos_without_frames_and_with_frames_too_large_are_named(tmp_path: Pat
     video(tmp_path / "large.mp4")
     with pytest.raises(media.MediaRefused, match="32 x 32 pixels; at most 1,000 are decoded"):
         media.video_frames((tmp_path / "large.mp4").read_bytes(), fps=1, most=4)
+
+
+@pytest.mark.parametrize("left", [0.3, 0.9])
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
+def test_an_image_that_is_cut_off_is_listed_whatever_brings_it(format: str, left: float, tmp_path: Path) -> None:
+    whole = picture(format)
+    cut = whole[: int(len(whole) * left)]
+    names = {"good": whole, "cut": cut}
+    said = [{"from": "human", "value": "<image>"}, {"from": "gpt", "value": "noise"}]
+    inputs: dict[str, dict[str, bytes]] = {
+        "llava": {"rows.json": json.dumps([{"image": f"{name}.jpg", "conversations": said} for name in names]).encode()},
+        "preference": {"rows.json": json.dumps([{**PAIR, "image": f"{name}.jpg"} for name in names]).encode()},
+        "coco": {
+            "c.json": json.dumps(
+                {
+                    "images": [{"id": name, "file_name": f"{name}.jpg"} for name in names],
+                    "annotations": [{"image_id": name, "caption": "noise"} for name in names],
+                }
+            ).encode()
+        },
+        "image-text": {"good.txt": b"noise", "cut.txt": b"noise"},
+        "webdataset": {"s.tar": b"".join(sample_bytes(name, [("jpg", body), ("txt", b"noise")])[0] for name, body in names.items()) + END},
+    }
+    wanted = {"llava": "rows.json row 1", "preference": "rows.json row 1", "coco": "c.json annotation 1", "image-text": "cut.jpg",
+              "webdataset": "s.tar key cut", "obelics": "d.parquet row 1"}  # fmt: skip
+    held = io.BytesIO()
+    pq.write_table(pa.table({"images": [[whole, None], [cut, None]], "texts": [[None, "noise"]] * 2}), held)
+    inputs["obelics"] = {"d.parquet": held.getvalue()}
+    for taken, written in inputs.items():
+        folder = tmp_path / taken
+        folder.mkdir()
+        for name, body in {**written, **{f"{name}.jpg": body for name, body in names.items()}}.items():
+            (folder / name).write_bytes(body)
+        made = convert(f"file://{folder}", f"file://{tmp_path}/out-{taken}", format=taken, budget=0.5)
+        assert made.counts.samples == 1
+        [line] = map(json.loads, (tmp_path / f"out-{taken}/rejected.jsonl").read_text().splitlines())
+        assert line["source"] == wanted[taken]
+        assert "cannot be decoded" in line["reason"] or "header cannot be read" in line["reason"]
+
+
+def test_of_several_images_the_one_that_is_cut_off_is_numbered(tmp_path: Path) -> None:
+    whole = picture("JPEG")
+    rows = {"images": [[whole, whole[:-100], None], [whole, None, None]], "texts": [[None, None, "noise"]] * 2}
+    pq.write_table(pa.table(rows), tmp_path / "d.parquet")
+    [reason] = rejected_of(tmp_path, "obelics", "d.parquet", (tmp_path / "d.parquet").read_bytes())
+    assert reason.startswith("image 1: a JPEG that cannot be decoded")
+
+
+def test_an_empty_text_is_listed_with_its_file(tmp_path: Path) -> None:
+    for name, text in (("a", "a caption"), ("b", "  ")):
+        (tmp_path / f"{name}.jpg").write_bytes(jpeg())
+        (tmp_path / f"{name}.txt").write_text(text)
+    convert(f"file://{tmp_path}", f"file://{tmp_path}/out", format="image-text", budget=0.5)
+    [line] = map(json.loads, (tmp_path / "out/rejected.jsonl").read_text().splitlines())
+    assert line == {"source": "b.jpg", "reason": "has images and no text"}
+
+
+def test_an_address_is_refused_with_what_helps_though_the_folder_is_given(tmp_path: Path) -> None:
+    (tmp_path / "img").mkdir()
+    (tmp_path / "img/a.jpg").write_bytes(jpeg())
+    pq.write_table(pa.table({"images": [["https://x.org/a.jpg", None]], "texts": [[None, "t"]]}), tmp_path / "docs.parquet")
+    with pytest.raises(DataError, match="no sample was written") as raised:
+        convert(f"file://{tmp_path}", f"file://{tmp_path}/out", format="obelics", images=f"file://{tmp_path}/img")
+    assert "name each by its path below --images where the address stands now" in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("good", "bad", "budget", "stands"), [(2, 1, 0.01, False), (2, 1, 0.34, True), (99, 1, 0.01, True), (1, 1, 0.4, False)]
+)
+def test_the_budget_holds_for_few_rows_too(good: int, bad: int, budget: float, stands: bool, tmp_path: Path) -> None:
+    (tmp_path / "t.jsonl").write_text('{"text": "x"}\n' * good + '{"no": 1}\n' * bad)
+    asked = (f"file://{tmp_path}/t.jsonl", f"file://{tmp_path}/out")
+    if stands:
+        assert convert(*asked, format="jsonl", budget=budget).rejected == bad
+        return
+    with pytest.raises(DataError, match=rf"{bad} of {good + bad} rows could not be converted, more than the budget"):
+        convert(*asked, format="jsonl", budget=budget)
+    assert (tmp_path / "out/rejected.jsonl").exists()
+    assert not (tmp_path / "out/dataset.json").exists()
+    assert convert(*asked, format="jsonl", budget=1.0).counts.samples == good  # goes on with what is there, as the error says
 
 
 def test_a_conversion_that_the_budget_stops_leaves_the_whole_list(tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ def test_what_is_no_address_is_refused_before_anything_is_made(
 def test_a_path_is_a_file_and_a_colon_in_its_name_needs_a_folder_in_front(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert as_uri("corpus/") == f"file://{tmp_path}/corpus"
-    assert as_uri("./pipe:ls") == f"file://{tmp_path}/pipe%3Als"
+    assert as_uri("./pipe:ls") == f"file://{tmp_path}/pipe:ls"
     assert as_uri("s3://bucket/corpus/") == "s3://bucket/corpus"
 
 
@@ -55,6 +55,15 @@ def test_a_dataset_that_is_not_there_is_named_once(command: str, tmp_path: Path,
     assert shown.err.strip().endswith(f"file://{tmp_path}/nope/dataset.json: not there; nothing stands under this URI")
     assert shown.err.count("nope") == 1
     assert shown.out == ""
+
+
+@pytest.mark.parametrize("source", ["nope", "nope.json"])
+def test_a_source_that_is_not_there_was_asked_for_wrongly_be_it_a_file_or_a_folder(
+    source: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["data", "convert", f"file://{tmp_path}/{source}", f"file://{tmp_path}/out", "--from", "llava"]) == 2
+    assert f"{source}: not there" in capsys.readouterr().err
+    assert os.listdir(tmp_path) == []
 
 
 def test_a_dataset_whose_manifest_is_lost_is_damaged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -135,5 +135,7 @@ def test_a_finished_corpus_is_left_alone_and_another_refused(corpus: str) -> Non
     assert json.loads(before)["format"] == "stagecoach.corpus/1"
     with pytest.raises(ConfigError, match="another made corpus stands here"):
         make_corpus(corpus, profile="tiny", seed=1)
+    with pytest.raises(ConfigError, match=r"stands here \(.*, the datasets captions, .*\); ask for the same \(--only too\)"):
+        make_corpus(corpus, profile="tiny", only=("text",))
     with pytest.raises(ConfigError, match="no such profile; there are tiny, demo, learn, bench"):
         make_corpus(corpus, profile="huge")

@@ -65,14 +65,26 @@ def make_command(uri: str, profile: str, seed: int, only: str | None, workers: i
 @click.argument("target")
 @click.option("--from", "format", required=True, metavar="FORMAT",
               help="llava, coco, obelics, image-text, pdf, video, jsonl, preference or webdataset.")  # fmt: skip
+@click.option("--kind", metavar="KIND", help="Of a webdataset: take samples of this kind alone. Found in its first tar without it.")
 @click.option("--images", metavar="URI", help="The folder of images that the data names; the source's own without it.")
 @click.option("--category", default="general", show_default=True)
 @click.option("--licence", default="unknown", show_default=True, help="Noted in dataset.json.")
-@click.option("--budget", default=0.01, show_default=True, type=click.FloatRange(0, 1), help="Share of rows that may be unusable.")
+@click.option("--budget", default=0.01, show_default=True, type=click.FloatRange(0, 1),
+              help="Share of rows that may be unusable. With more, nothing is finished and the exit code is 2: of all rows in the end, and "
+                   "before that of the rows so far, once they are 100.")  # fmt: skip
 @click.option("--fps", default=1.0, show_default=True, type=click.FloatRange(0.01, 60), help="Frames a second of video.")
 @click.option("--workers", default=2, show_default=True, type=click.IntRange(1, 256), help="Processes.")
 def convert_command(
-    source: str, target: str, format: str, images: str | None, category: str, licence: str, budget: float, fps: float, workers: int
+    source: str,
+    target: str,
+    format: str,
+    kind: str | None,
+    images: str | None,
+    category: str,
+    licence: str,
+    budget: float,
+    fps: float,
+    workers: int,
 ) -> None:
     """Converts the file or folder SOURCE into a dataset at TARGET. Rows that cannot be used are listed in TARGET/rejected.jsonl.
 
@@ -85,6 +97,7 @@ def convert_command(
             _uri(source),
             _uri(target),
             format=format,
+            kind=kind,
             images=_uri(images) if images is not None else None,
             category=category,
             licence=licence,

@@ -1,6 +1,6 @@
 """Writes a dataset in parallel, resumable, all or nothing.
 
-The work is cut into numbered units (a range of made samples, one input file). A unit writes its shards, then a receipt under
+The work is cut into numbered units (a range of made samples, rows of some input files). A unit writes its shards, then a receipt under
 `building/`; a killed writer starts again and does only the units without a receipt. The index parts and, last of all, `dataset.json`
 are written when every unit has its receipt: before that nothing looks finished.
 """
@@ -27,7 +27,8 @@ from stagecoach_workloads.data.images import ImageRefused, image_info
 from stagecoach_workloads.data.samples import Sample, SampleError, check_sample, to_json
 
 SHARD_BYTES = 64 * 1024 * 1024
-REJECT_BUDGET = 0.01  # of all rows, once a hundred were seen
+REJECT_BUDGET = 0.01  # of all rows
+FEWEST_ROWS = 100  # before which the share of rejected rows stops nothing early
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +90,8 @@ def write_dataset(
 
     Units run in `pool`, or in one of `settings.workers` processes that lives as long as this call.
 
-    Raises ConfigError when something else stands there, DataError when the rejected rows are over `reject_budget` or nothing is left.
+    Raises ConfigError when something else stands there, or the same under another licence; DataError when the rejected rows are over
+    `reject_budget` (of those seen so far, once they are a hundred; of all, in the end) or nothing is left.
     """
     finished = _claim(store, settings)
     if finished is not None:
@@ -99,11 +101,11 @@ def write_dataset(
         receipt = _read_receipt(store, unit)
         if receipt is not None:
             receipts[unit] = receipt
-    _check_budget(store, receipts, settings)
+    _check_budget(store, receipts, settings, at_least=FEWEST_ROWS)
     on_unit(len(receipts), units)
     for receipt in _run_units(store, settings, [unit for unit in range(units) if unit not in receipts], job, pool):
         receipts[receipt.unit] = receipt
-        _check_budget(store, receipts, settings)
+        _check_budget(store, receipts, settings, at_least=FEWEST_ROWS)
         on_unit(len(receipts), units)
     return _finish(store, settings, [receipts[unit] for unit in range(units)])
 
@@ -114,6 +116,11 @@ def _claim(store: Store, settings: WriteSettings) -> DatasetManifest | None:
     if store.exists(MANIFEST_KEY):
         manifest = read_manifest(store)
         if manifest.made_by == _made_by(settings):
+            if manifest.licence != settings.licence:
+                raise ConfigError(
+                    f"{store.uri}: this dataset is finished, under the licence {manifest.licence!r} and not {settings.licence!r}; "
+                    "choose another URI or delete it first"
+                )
             return manifest
         raise ConfigError(f"{store.uri}: another dataset stands here ({manifest.made_by}); choose a URI of its own or delete it first")
     if not store.create_if_absent("building/recipe.json", body) and store.read("building/recipe.json") != body:
@@ -173,7 +180,8 @@ def write_unit(store: Store, settings: WriteSettings, unit: int, job: Job) -> Re
 
 def _accepted(item: Sample | Rejected, receipt: Receipt, keys: set[str]) -> Sample | None:
     if isinstance(item, Rejected):
-        receipt.rejected.append(asdict(item))
+        told = {name: said.encode(errors="replace").decode() for name, said in asdict(item).items()}  # it may quote what is no UTF-8
+        receipt.rejected.append(told)
         return None
     tar.check_key(item.key)
     if item.key in keys:
@@ -232,11 +240,11 @@ def _read_receipt(store: Store, unit: int) -> Receipt | None:
         return None
 
 
-def _check_budget(store: Store, receipts: dict[int, Receipt], settings: WriteSettings) -> None:
-    """Raises DataError over budget, once all that was rejected so far stands in `rejected.jsonl`."""
+def _check_budget(store: Store, receipts: dict[int, Receipt], settings: WriteSettings, *, at_least: int) -> None:
+    """Raises DataError over budget when `at_least` rows were seen, once all that was rejected so far stands in `rejected.jsonl`."""
     rejected = [item for _, receipt in sorted(receipts.items()) for item in receipt.rejected]
     seen = len(rejected) + sum(receipt.rows for receipt in receipts.values())
-    if seen >= 100 and len(rejected) > settings.reject_budget * seen:
+    if seen >= at_least and len(rejected) > settings.reject_budget * seen:
         listed = _list_rejected(store, rejected)
         raise DataError(
             f"{len(rejected):,} of {seen:,} rows could not be converted, more than the budget of {settings.reject_budget:.1%}: {listed}; "
@@ -259,6 +267,7 @@ def _finish(store: Store, settings: WriteSettings, receipts: Sequence[Receipt]) 
     rejected = [item for receipt in receipts for item in receipt.rejected]
     if not shards:
         raise DataError(f"{store.uri}: no sample was written ({_list_rejected(store, rejected)})")
+    _check_budget(store, {receipt.unit: receipt for receipt in receipts}, settings, at_least=1)
     totals = index.Totals()
     parts = index.publish_parts(store, totals.watch(_unit_tables(store, receipts)))
     _list_rejected(store, rejected)

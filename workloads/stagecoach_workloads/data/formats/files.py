@@ -1,13 +1,31 @@
 """Formats that bring their images along: OBELICS/MINT-1T parquet, image folders, PDFs, videos, WebDataset tars."""
 
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from stagecoach.contract.names import whole_number
 from stagecoach.errors import DataError, StagecoachError
 from stagecoach.storage import NotFound, open_store
 from stagecoach_workloads.data import media, parquet, tar
-from stagecoach_workloads.data.formats.reading import IMAGE_SUFFIXES, Found, Input, key_for, named_image, pair_of, store_of
+from stagecoach_workloads.data.formats.reading import (
+    IMAGE_SUFFIXES,
+    ROW_BYTES,
+    Found,
+    Input,
+    checked,
+    key_for,
+    named_image,
+    pair_of,
+    store_of,
+    weigh_rows,
+)
 from stagecoach_workloads.data.formats.rows import llava
 from stagecoach_workloads.data.samples import Content, Sample, SampleError, Turn, document, from_json, image, read_json_object
 from stagecoach_workloads.data.writer import Rejected
@@ -45,9 +63,8 @@ def interleaved(given: Input, key: str, begin: int, end: int) -> Found:
                     content.append(text)
                 elif text is not None and not isinstance(text, str):
                     raise SampleError(f"`texts` holds a {type(text).__name__}")
-            yield Sample(
-                key=key_for(key, number), kind="interleaved", category=given.category, turns=document(*content), images=tuple(bodies)
-            )
+            made = key_for(key, number)
+            yield checked(Sample(key=made, kind="interleaved", category=given.category, turns=document(*content), images=tuple(bodies)))
         except DataError as error:
             yield Rejected(f"{key} row {number}", str(error))
 
@@ -58,12 +75,34 @@ def _bytes_of(given: Input, picture: Any) -> bytes:
     return picture if isinstance(picture, bytes) else named_image(given, picture)
 
 
-def count_interleaved(given: Input, key: str) -> int:
+def weigh_interleaved(given: Input, key: str, size: int) -> list[int]:
+    """About how many bytes each row becomes. Raises DataError for a file without the two columns."""
     table = _table(given.uri, key)
     missing = {"images", "texts"} - set(table.column_names)
     if missing:
         raise DataError(f"{given.uri}/{key}: has no column {', '.join(sorted(missing))}; its columns are {', '.join(table.column_names)}")
-    return int(table.num_rows)
+    return weigh_rows(given, size, _names_in(table.column("images")))
+
+
+def _names_in(images: Any) -> list[list[Any]]:
+    """The paths that each row of the column names; none where the images themselves are in it."""
+    nothing: list[list[Any]] = [[] for _ in range(len(images))]
+    if not (pa.types.is_list(images.type) or pa.types.is_large_list(images.type)):
+        return nothing
+    part = images.type.value_type
+    if pa.types.is_struct(part) and part.get_field_index("bytes") >= 0:
+        bodies = pc.struct_field(pc.list_flatten(images), "bytes")
+        if bodies.null_count < len(bodies):
+            return nothing
+    elif not (pa.types.is_string(part) or pa.types.is_large_string(part)):
+        return nothing
+    named = [[item.get("path") if isinstance(item, dict) else item for item in row or []] for row in images.to_pylist()]
+    return [[name for name in row if name is not None] for row in named]
+
+
+def one_file(growth: float) -> Callable[[Input, str, int], list[int]]:
+    """Weighs files that are one row each and become about `growth` times as large as they are."""
+    return lambda _given, _key, size: [ROW_BYTES + int(size * growth)]
 
 
 def image_text(given: Input, key: str, _begin: int, _end: int) -> Found:
@@ -72,11 +111,13 @@ def image_text(given: Input, key: str, _begin: int, _end: int) -> Found:
     store = store_of(given.uri)
     try:
         text = store.read(key.rsplit(".", 1)[0] + ".txt").decode("utf-8").strip()
-        yield pair_of(given, key_for(key, 0), store.read(key), text)
+        yield checked(pair_of(given, key_for(key, 0), store.read(key), text))
     except NotFound:
         yield Rejected(key, "has no .txt file beside it")
     except UnicodeDecodeError as error:
         yield Rejected(key, f"its text is not UTF-8 (byte {error.start})")
+    except DataError as error:
+        yield Rejected(key, str(error))
 
 
 def pdf(given: Input, key: str, _begin: int, _end: int) -> Found:
@@ -101,7 +142,8 @@ def video(given: Input, key: str, _begin: int, _end: int) -> Found:
             turns = (Turn(told.turns[0].role, (*shown, *told.turns[0].content)), *told.turns[1:])
         else:
             turns = document(*shown, store.read(f"{stem}.txt").decode("utf-8").strip())
-        yield Sample(key=key_for(key, 0), kind="video", category=given.category, turns=turns, images=frames, extra={"times": times})
+        made = key_for(key, 0)
+        yield checked(Sample(key=made, kind="video", category=given.category, turns=turns, images=frames, extra={"times": times}))
     except (DataError, UnicodeDecodeError, IndexError) as error:
         yield Rejected(key, str(error))
     except NotFound:
@@ -109,8 +151,30 @@ def video(given: Input, key: str, _begin: int, _end: int) -> Found:
 
 
 def webdataset(given: Input, key: str, _begin: int, _end: int) -> Found:
-    """WebDataset tars: members of one sample share the name up to its first dot; an image, and its text as .txt, .caption or in .json
-    (`caption` or `text`, as img2dataset writes it), or one of our own samples."""
+    """WebDataset tars: members of one sample share the name up to its first dot. A sample is one of our own, of any kind (its .json has
+    `turns`), or one image with its text as .txt, .caption, .text, or in .json as `caption` or `text` (as img2dataset writes them). Samples
+    of another kind than the dataset's are rejected: what a stage makes of a sample, it decides by the kind."""
+    for number, (name, members) in enumerate(_groups(given, key)):
+        try:
+            sample = replace(_from_members(given, members), key=key_for(key, number))
+            if given.kind and sample.kind != given.kind:
+                raise SampleError(f"is of kind {sample.kind}, the dataset of kind {given.kind}; --kind {sample.kind} makes one of these")
+            yield checked(sample)
+        except DataError as error:
+            yield Rejected(f"{key} key {name}", str(error))
+
+
+def kinds_in(given: Input, key: str) -> Counter[str]:
+    """How many samples of each kind the tar holds; what is no sample is left out."""
+    found: Counter[str] = Counter()
+    for _, members in _groups(given, key):
+        with suppress(DataError):
+            found[_from_members(given, members).kind] += 1
+    return found
+
+
+def _groups(given: Input, key: str) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """(key, members by suffix) of each sample of the tar. Raises ShardError for a damaged tar and for two members of one name."""
     groups: dict[str, dict[str, tar.Member]] = {}
     for member in tar.read_members(store_of(given.uri).read(key), shard=f"{given.uri}/{key}"):
         folder, _, name = member.name.rpartition("/")
@@ -120,22 +184,22 @@ def webdataset(given: Input, key: str, _begin: int, _end: int) -> Found:
             places = f"at bytes {group[suffix].offset:,} and {member.offset:,}"
             raise tar.ShardError(f"{given.uri}/{key}: key {stem} has two members .{suffix}, {places}")
         group[suffix] = member
-    for number, (name, members) in enumerate(groups.items()):
-        try:
-            yield replace(_from_members(given, {suffix: member.body for suffix, member in members.items()}), key=key_for(key, number))
-        except DataError as error:
-            yield Rejected(f"{key} key {name.strip('/')}", str(error))
+    for name, members in groups.items():
+        yield name.strip("/"), {suffix: member.body for suffix, member in members.items()}
 
 
 def _from_members(given: Input, members: dict[str, bytes]) -> Sample:
-    pictures = [body for suffix, body in members.items() if f".{suffix}".endswith(IMAGE_SUFFIXES)]
+    ordered = sorted(members.items(), key=lambda member: whole_number(member[0].partition(".")[0]) or 0)  # 2.jpg before 10.jpg
+    pictures = [body for suffix, body in ordered if f".{suffix}".endswith(IMAGE_SUFFIXES)]
     loaded = read_json_object(members["json"]) if "json" in members else {}
     if "turns" in loaded:
         return from_json(members["json"], key="k", images=tuple(pictures))
     text = next((_as_text(members[suffix]) for suffix in ("txt", "caption", "text") if suffix in members), None)
     text = text if text is not None else loaded.get("caption") or loaded.get("text")
     if not isinstance(text, str) or len(pictures) != 1:
-        raise SampleError(f"has the parts {', '.join(sorted(members))}; one image and one text are expected")
+        raise SampleError(
+            f"has the parts {', '.join(sorted(members))}; expected are one image and one text, or a sample of ours (`turns` in .json)"
+        )
     return pair_of(given, "k", pictures[0], text.strip())
 
 

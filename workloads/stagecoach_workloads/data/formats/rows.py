@@ -4,7 +4,7 @@ import re
 from typing import Any
 
 from stagecoach.errors import DataError
-from stagecoach_workloads.data.formats.reading import Found, Input, json_rows, key_for, named_image
+from stagecoach_workloads.data.formats.reading import Found, Input, checked, json_rows, key_for, named_image, pair_of, weigh_rows
 from stagecoach_workloads.data.samples import Content, Sample, SampleError, Turn, document, image
 from stagecoach_workloads.data.writer import Rejected
 
@@ -104,9 +104,7 @@ def coco(given: Input, key: str, begin: int, end: int) -> Found:
             if shown not in names or not isinstance(caption, str):
                 raise SampleError(f"annotation has image_id {note.get('image_id')!r} and caption {str(caption)[:40]!r}")
             body = named_image(given, names[shown])
-            yield Sample(
-                key=key_for(key, number), kind="pairs", category=given.category, turns=document(image(0), caption.strip()), images=(body,)
-            )
+            yield checked(pair_of(given, key_for(key, number), body, caption.strip()))
         except DataError as error:
             yield Rejected(f"{key} annotation {number}", str(error))
 
@@ -122,5 +120,22 @@ def _coco_parts(given: Input, key: str) -> tuple[dict[str, Any], list[Any]]:
     return names, parts[1] or []
 
 
-def count_coco(given: Input, key: str) -> int:
-    return len(_coco_parts(given, key)[1])
+def weigh_text(given: Input, key: str, size: int) -> list[int]:
+    return weigh_rows(given, size, [()] * len(json_rows(given.uri, key)))
+
+
+def weigh_with_images(given: Input, key: str, size: int) -> list[int]:
+    return weigh_rows(given, size, [_names_in(row) for row in json_rows(given.uri, key)])
+
+
+def _names_in(row: Any) -> list[Any]:
+    try:
+        return _image_names(row) if isinstance(row, dict) else []
+    except SampleError:  # the row will be rejected
+        return []
+
+
+def weigh_coco(given: Input, key: str, size: int) -> list[int]:
+    names, notes = _coco_parts(given, key)
+    shown = [names.get(str(note.get("image_id"))) if isinstance(note, dict) else None for note in notes]
+    return weigh_rows(given, size, [() if name is None else (name,) for name in shown])

@@ -187,4 +187,5 @@ def _check_free(store: Store, wanted: Corpus) -> None:
     except DataError:
         return
     if found != wanted:
-        raise ConfigError(f"{store.uri}: another made corpus stands here (profile {found.profile}, seed {found.seed}); choose another URI")
+        what = f"profile {found.profile}, seed {found.seed}, the datasets {', '.join(found.datasets)}"
+        raise ConfigError(f"{store.uri}: another made corpus stands here ({what}); ask for the same (--only too), or choose another URI")

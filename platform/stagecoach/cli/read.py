@@ -1,4 +1,7 @@
-"""`stagecoach runs`, `status`, `logs`, `explain`: what the bucket says. Nothing is written."""
+"""`stagecoach runs`, `status`, `logs`, `explain`: what the bucket says.
+
+Nothing is written, but for the end of an attempt that `explain` finds dead with its job.
+"""
 
 from typing import TYPE_CHECKING
 

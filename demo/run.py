@@ -91,8 +91,8 @@ class RankKiller(threading.Thread):
     def kill(self, job: JobFolder, step: int) -> None:
         for process in psutil.process_iter():
             environment = environment_of(process)
-            of_rank = environment.get("RANK") == "1" and environment.get("STAGECOACH_AGENT_PID") == str(process.ppid())
-            if environment.get("STAGECOACH_JOB_URI") == job.uri and of_rank:
+            is_child_of_agent = environment.get("STAGECOACH_AGENT_PID") == str(process.ppid())
+            if environment.get("STAGECOACH_JOB_URI") == job.uri and is_child_of_agent and process.name().startswith("rank-1."):
                 os.kill(process.pid, signal.SIGKILL)
                 self.killed = True
                 stage = job.uri.rpartition("/")[2]

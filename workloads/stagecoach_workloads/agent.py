@@ -1,6 +1,7 @@
 """A warm torchrun: `python -m stagecoach_workloads.agent`, started by the supervisor ahead of need.
 
-`import torch` takes 1.8 s. This process has done it and waits for its order, one line of JSON on standard input:
+`import torch` takes 1.8 s, what a rank imports 2.4 s of CPU. This process has done the former, and the ranks that it was told of
+(`stagecoach_workloads.warm`) the latter. It waits for its order, one line of JSON on standard input:
 `{"arguments": [torchrun's command line], "environment": {…}, "exits": path}`. End of input before an order: it leaves. When ranks
 failed, `exits` gets `{"exit_codes": {local_rank: code}}`, which torchrun knows as their parent and nobody else does.
 """
@@ -11,12 +12,15 @@ import sys
 from pathlib import Path
 
 from stagecoach_workloads.imports import without_collections
-from stagecoach_workloads.processes import SUPERVISOR_PID, die_with_parent, parent_from_environment
+from stagecoach_workloads.processes import AGENT_PID, SUPERVISOR_PID, die_with_parent, parent_from_environment
+from stagecoach_workloads.warm import WarmRanks
 
 
 def main() -> int:
     """Warms, waits, runs. Returns torchrun's verdict: 0 when all ranks returned 0, else 1."""
     die_with_parent(parent_from_environment(SUPERVISOR_PID))
+    os.environ[AGENT_PID] = str(os.getpid())
+    ranks = WarmRanks.start(os.environ)
     with without_collections():
         from torch.distributed import run as torchrun
         from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -27,7 +31,7 @@ def main() -> int:
     order = json.loads(line)
     _close_input()
     os.environ.update(order["environment"])
-    os.environ["STAGECOACH_AGENT_PID"] = str(os.getpid())
+    ranks.serve_torchrun()
     try:
         torchrun.run(torchrun.parse_args(order["arguments"]))  # type: ignore[no-untyped-call]
     except ChildFailedError as error:

@@ -1,4 +1,5 @@
 """The first thing every rank runs: `python -m stagecoach_workloads.rank MODULE:FUNCTION`, started by torchrun under the supervisor.
+With `--wait` its agent started it ahead of need (`stagecoach_workloads.warm`).
 
 It ties the process to its parent, sends its output to the supervisor, turns SIGTERM into a flag, calls FUNCTION(context), and always
 leaves an outcome, from which the supervisor takes the exit code of the node (architecture.md section 2). It imports no torch itself.
@@ -21,17 +22,24 @@ from typing import Any, NoReturn
 
 from stagecoach.contract.job import RankOutcome
 from stagecoach.contract.ledger import JobFolder
-from stagecoach.contract.local import Heartbeat, HeartbeatWriter, events_path, heartbeat_path, log_path, write_outcome
+from stagecoach.contract.local import Heartbeat, HeartbeatWriter, events_path, heartbeat_path, log_path, rank_name, write_outcome
 from stagecoach.contract.names import whole_number
 from stagecoach.errors import ConfigError
 from stagecoach_workloads.events import EventPipe
 from stagecoach_workloads.imports import without_collections
 from stagecoach_workloads.outcomes import Stopped, outcome_of
-from stagecoach_workloads.processes import die_with_parent, keep_guard, let_children_die_too, let_supervisor_look, parent_from_environment
+from stagecoach_workloads.processes import (
+    AGENT_PID,
+    die_with_parent,
+    keep_guard,
+    let_children_die_too,
+    let_supervisor_look,
+    name_process,
+    parent_from_environment,
+)
+from stagecoach_workloads.warm import WAIT, wait_to_be_told
 
 __all__ = ["RankContext", "Stopped", "main"]
-
-AGENT_PID = "STAGECOACH_AGENT_PID"  # set by stagecoach_workloads.agent
 
 
 @dataclass(kw_only=True)
@@ -122,8 +130,13 @@ def main(argv: list[str]) -> NoReturn:
     die_with_parent(parent_from_environment(AGENT_PID))
     let_children_die_too()
     let_supervisor_look()
+    if WAIT in argv[1:]:
+        with contextlib.suppress(Exception):  # what fails now fails again below, where it is told
+            import_ahead(argv[0])
+        wait_to_be_told()
     try:
         rank, local_dir = _number("RANK"), Path(_variable("STAGECOACH_LOCAL_DIR"))
+        name_process(rank_name(rank, _number("STAGECOACH_ATTEMPT")))
     except ConfigError as error:
         print(error, file=sys.stderr)
         os._exit(error.job_exit_code)
@@ -195,6 +208,16 @@ def load_entrypoint(path: str) -> Callable[[RankContext], None]:
     if not callable(function):
         raise ConfigError(f"entrypoint {path!r}: module {module_name} has no function {function_name!r}")
     return function
+
+
+def import_ahead(path: str) -> None:
+    """The entrypoint's module, and what its function `prepare` imports: a module that has one puts off its imports until `main` runs.
+    Raises whatever they raise."""
+    load_entrypoint(path)
+    prepare = getattr(sys.modules[path.partition(":")[0]], "prepare", None)
+    if prepare is not None:
+        with without_collections():
+            prepare()
 
 
 class _StopFlag:

@@ -12,6 +12,7 @@ import json
 import math
 import mmap
 import os
+import re
 import struct
 import zlib
 from collections.abc import Mapping
@@ -25,8 +26,21 @@ from stagecoach.errors import ContractError
 SLOT_BYTES = 4096
 OUTCOME_BYTES = 16384
 MAX_MESSAGE_CHARS = 4000  # in UTF-8 and escaped it stays within OUTCOME_BYTES
+NAME_CHARS = 15  # of a process: the kernel keeps no more
 
+_RANK_NAME = re.compile(r"rank-(\d+)\.(\d+)")
 _HEADER = struct.Struct("<II")  # CRC-32 and length of the body: a reader who meets a torn write sees it and looks again
+
+
+def rank_name(rank: int, attempt: int) -> str:
+    """What a rank's process is called once it knows who it is, in `ps` and `top` too: rank-3.2 is rank 3 of attempt 2."""
+    return f"rank-{rank}.{attempt}"[:NAME_CHARS]
+
+
+def rank_and_attempt(name: str) -> tuple[int, int] | None:
+    """Of a process of that name; None for any other."""
+    found = _RANK_NAME.fullmatch(name)
+    return (int(found[1]), int(found[2])) if found else None
 
 
 def heartbeat_path(local_dir: Path, rank: int) -> Path:

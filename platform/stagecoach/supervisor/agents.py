@@ -1,24 +1,37 @@
-"""torchrun's agents: one at work, one warm (`stagecoach_workloads.agent` has done `import torch` and waits for its order)."""
+"""torchrun's agents: one at work, one warm (`stagecoach_workloads.agent` and its ranks have imported what they need, and wait)."""
 
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from stagecoach.contract.tree import TREE
+from stagecoach.supervisor.processes import children_of
 
 AGENT_MODULE = "stagecoach_workloads.agent"  # by name: this room never imports torch, nor the other room
+
+
+@dataclass(frozen=True)
+class Foretold:
+    """The ranks that the next agent will most likely be asked for. It only costs time when that comes otherwise."""
+
+    ranks: Sequence[int]
+    entrypoint: str
+    python_path: str  # "" for the environment's own
 
 
 class Agent:
     """One process. It runs torchrun once, then it is spent."""
 
-    def __init__(self, token: str) -> None:
-        """Starts warming. Called by the main thread: the agent dies with the thread that started it."""
+    def __init__(self, token: str, ranks: "Foretold | None" = None) -> None:
+        """Starts warming, also `ranks`. Called by the main thread: the agent dies with the thread that started it."""
         reader, writer = os.pipe()
         environment = {**os.environ, TREE: token, "STAGECOACH_SUPERVISOR_PID": str(os.getpid())}
+        if ranks is not None:
+            environment["STAGECOACH_WARM_RANKS"] = json.dumps(asdict(ranks), default=list)
         self.process = subprocess.Popen(
             [sys.executable, "-u", "-m", AGENT_MODULE], stdin=subprocess.PIPE, stdout=writer, stderr=writer, env=environment
         )
@@ -58,14 +71,15 @@ class WarmAgents:
         agent, self._next = self._next, None
         return agent if agent is not None and agent.is_alive else Agent(self._token)
 
-    def warm(self) -> None:
-        """Starts warming the next one, unless there is one."""
+    def warm(self, ranks: Foretold | None = None) -> None:
+        """Starts warming the next one and its ranks, unless there is one."""
         if self._next is None or not self._next.is_alive:
-            self._next = Agent(self._token)
+            self._next = Agent(self._token, ranks)
 
     @property
     def pids(self) -> set[int]:
-        return {self._next.pid} if self._next is not None else set()
+        """Of the warm one and its ranks."""
+        return {self._next.pid, *children_of(self._next.pid)} if self._next is not None else set()
 
 
 def torchrun_arguments(

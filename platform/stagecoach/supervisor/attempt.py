@@ -1,7 +1,6 @@
 """One attempt on one node: gather, start the ranks, watch them to their end."""
 
 import asyncio
-import os
 import signal
 import time
 from dataclasses import replace
@@ -9,7 +8,6 @@ from dataclasses import replace
 from stagecoach.contract.job import AttemptStart, Progress
 from stagecoach.log import logger
 from stagecoach.supervisor.agents import torchrun_arguments
-from stagecoach.supervisor.code import python_path
 from stagecoach.supervisor.node import Node
 from stagecoach.supervisor.outcome import Verdict, hung, judge, not_started, signal_name
 from stagecoach.supervisor.processes import is_ending, library_shm, living_descendants
@@ -94,7 +92,7 @@ class NodeAttempt:
         if settings.host.startswith("127."):
             environment["GLOO_SOCKET_IFNAME"] = "lo"
         if self._node.code is not None:
-            environment["PYTHONPATH"] = python_path(self._node.code, os.environ.get("PYTHONPATH", ""))
+            environment["PYTHONPATH"] = self._node.python_path
         self._group.start(self._node.agents.take(), arguments, environment)
 
     # --- watching
@@ -118,7 +116,7 @@ class NodeAttempt:
         """Reads the beats and passes on what they say."""
         node = self._node
         if self._watchdog.see(self._group.beats(), now) and self._watchdog.has_stepped:
-            node.agents.warm()  # the job runs: now there is time to warm the next agent, a second and a half of a core
+            self._warm_next()
         node.heartbeat_age_s = self._watchdog.age_s(now)
         node.progress = self.progress()
         if node.settings.node == 0:
@@ -130,6 +128,12 @@ class NodeAttempt:
         if now - self._shm_at > SHM_EVERY_S:
             self._shm_at = now
             node.remember_shm(library_shm(process.pid for process in living_descendants(node.spared)))
+
+    def _warm_next(self) -> None:
+        """The job runs: now there is time for the agent and ranks of the next attempt, seconds of a core each. Of one node, that is: what
+        has several does not restart in place."""
+        if self._start.nodes == 1:
+            self._node.agents.warm(self._node.foretold(self._start.ranks_per_node))
 
     def progress(self) -> Progress:
         """What the ranks of this node say now."""

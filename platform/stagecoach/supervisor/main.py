@@ -115,7 +115,7 @@ async def supervise(settings: SupervisorSettings) -> tuple[int, str]:
     server = HttpServer(node.answer)
     try:
         node.keep_sweeper()
-        node.agents.warm()
+        node.agents.warm(node.foretold(spec.ranks_per_node) if spec.code_uri is None else None)  # code is not there yet
         node.port = await listen(server, node)
         if spec.code_uri is not None:
             node.code = await unless_stopped(stop, unpack_code, spec.code_uri, node.folder / "code")

@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import os
 import secrets
 import subprocess
 import sys
@@ -17,7 +18,8 @@ from stagecoach.contract.ledger import SUPERVISOR, JobFolder
 from stagecoach.contract.tree import SHM_LIST
 from stagecoach.errors import ConfigError
 from stagecoach.log import logger
-from stagecoach.supervisor.agents import WarmAgents
+from stagecoach.supervisor.agents import Foretold, WarmAgents
+from stagecoach.supervisor.code import python_path
 from stagecoach.supervisor.http import Request, Response
 from stagecoach.supervisor.logs import Shipper, SupervisorLog, Tee
 from stagecoach.supervisor.metrics import CONTENT_TYPE, build_registry, render
@@ -74,6 +76,16 @@ class Node:
         if self._sweeper is None or self._sweeper.poll() is not None:
             command = [sys.executable, "-m", "stagecoach.supervisor.sweeper", self.token, str(self.folder)]
             self._sweeper = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
+
+    @property
+    def python_path(self) -> str:
+        """Ranks find the researcher's own code first; "" without such code."""
+        return python_path(self.code, os.environ.get("PYTHONPATH", "")) if self.code is not None else ""
+
+    def foretold(self, ranks_per_node: int) -> Foretold:
+        """The ranks of the next attempt here, if it is like this one."""
+        first = self.settings.node * ranks_per_node
+        return Foretold(ranks=range(first, first + ranks_per_node), entrypoint=self.spec.entrypoint, python_path=self.python_path)
 
     @property
     def spared(self) -> set[int]:

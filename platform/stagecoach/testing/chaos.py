@@ -20,7 +20,7 @@ from stagecoach.constants import ExitCode
 from stagecoach.contract.job import TrainResult
 from stagecoach.contract.plan import StagePlan
 from stagecoach.errors import CheckpointError
-from stagecoach.testing.supervised import SupervisedJob
+from stagecoach.testing.supervised import SupervisedJob, rank_and_attempt_of
 
 ENTRYPOINT = "stagecoach_workloads.testing.traced:main"
 STARTING = ("rendezvous", "restore", "restart")  # before the first step: such an attempt commits nothing new
@@ -248,11 +248,9 @@ class ChaosRun:
         while time.monotonic() < until:
             found = {}
             for process in self.job.processes():
-                with suppress(psutil.Error, OSError):
-                    environment = process.environ()
-                    is_rank = environment.get("STAGECOACH_AGENT_PID") == str(process.ppid())
-                    if is_rank and int(environment["STAGECOACH_ATTEMPT"]) > newer_than:
-                        found[int(environment["RANK"])] = process
+                named = rank_and_attempt_of(process)
+                if named is not None and named[1] > newer_than:
+                    found[named[0]] = process
             if len(found) >= least:
                 return [found[rank] for rank in sorted(found)]
             time.sleep(POLL_S)

@@ -18,6 +18,7 @@ import psutil
 
 from stagecoach.contract.job import AttemptEnd, JobRecord, Submission
 from stagecoach.contract.ledger import JobFolder
+from stagecoach.contract.local import rank_and_attempt
 from stagecoach.contract.records import to_plain
 from stagecoach.testing.builders import TIME, launch_spec
 
@@ -168,8 +169,8 @@ class SupervisedJob:
     def rank_process(self, rank: int) -> psutil.Process:
         """The process of a rank, not its children's. Raises AssertionError when there is none."""
         for process in self.processes():
-            environment = self._environment(process)
-            if environment.get("RANK") == str(rank) and environment.get("STAGECOACH_AGENT_PID") == str(process.ppid()):
+            named = rank_and_attempt_of(process)
+            if named is not None and named[0] == rank:
                 return process
         raise AssertionError(f"rank {rank} has no process; the last lines:\n{self.tail()}")
 
@@ -225,3 +226,12 @@ def _command(process: psutil.Process) -> str:
         return " ".join(process.cmdline())[:200]
     except psutil.Error:
         return "?"
+
+
+def rank_and_attempt_of(process: psutil.Process) -> tuple[int, int] | None:
+    """Of a rank that knows who it is, not of its children nor of one that waits; None for any other process."""
+    try:
+        named = rank_and_attempt(Path(f"/proc/{process.pid}/comm").read_text().strip())
+        return named if process.environ().get("STAGECOACH_AGENT_PID") == str(process.ppid()) else None
+    except (psutil.Error, OSError):
+        return None

@@ -7,6 +7,11 @@ training does, `answering.py` asks, `segments.py` keeps the answers, `scores.py`
 from stagecoach_workloads.rank import RankContext
 
 
+def prepare() -> None:
+    """Imports what `main` does, for a rank that waits (`stagecoach_workloads.warm`)."""
+    import stagecoach_workloads.evaluation.run  # noqa: F401
+
+
 def main(context: RankContext) -> None:
     """Leaves `answers/`, `samples/` and, last, `scores.json` in the job's folder. Raises what `run_evaluation` raises."""
     from stagecoach_workloads.evaluation.run import run_evaluation

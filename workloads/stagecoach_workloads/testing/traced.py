@@ -11,6 +11,9 @@ from typing import Any
 
 from stagecoach_workloads.rank import RankContext
 from stagecoach_workloads.train import main as train
+from stagecoach_workloads.train import prepare
+
+__all__ = ["main", "prepare"]
 
 VARIABLE = "STAGECOACH_TEST_TRACE"
 

@@ -14,12 +14,13 @@ from urllib.parse import urlsplit
 from stagecoach.redaction import hide_environment, redact
 from stagecoach.storage.errors import AccessDenied, StoreMisconfigured
 from stagecoach.storage.retry import Gate
-from stagecoach.storage.s3_errors import Expired, translate
+from stagecoach.storage.s3_errors import Expired, Redirected, translate
 from stagecoach.storage.settings import StoreSettings
 
 T = TypeVar("T")
 Request = Callable[[Any], Awaitable[T]]  # takes the s3fs file system
 
+_REDIRECTS = (301, 302, 303, 307, 308)
 _connections: dict[tuple[object, ...], "Connection"] = {}
 _lock = threading.Lock()
 
@@ -125,6 +126,7 @@ def _build_file_system(settings: StoreSettings) -> Any:
         "read_timeout": settings.read_timeout_s,
         "max_pool_connections": 2 * settings.concurrency,
         "response_checksum_validation": "when_required",  # we check XXH3-128 ourselves
+        "http_session_cls": _sessions_without_redirects(),
     }
     if endpoint and "amazonaws.com" not in endpoint:
         config["s3"] = {"addressing_style": "path"}
@@ -166,6 +168,32 @@ def _session() -> Any:
     session = aiobotocore.session.AioSession()
     session.register_component("data_loader", _service_models())
     return session
+
+
+class _WithoutRedirects:
+    """aiohttp's session as the client uses it, which follows redirects by itself: a store could send us to any address inside. The one
+    redirect that is left to botocore says which region the bucket is in."""
+
+    def __init__(self, session: Any) -> None:
+        self._session = session
+
+    async def request(self, *arguments: Any, **options: Any) -> Any:
+        response = await self._session.request(*arguments, allow_redirects=False, **options)
+        if response.status in _REDIRECTS and "x-amz-bucket-region" not in response.headers:
+            response.release()
+            raise Redirected(response.headers.get("Location", "nowhere"))
+        return response
+
+
+@functools.cache
+def _sessions_without_redirects() -> Any:
+    from aiobotocore.httpsession import AIOHTTPSession
+
+    class Sessions(AIOHTTPSession):  # type: ignore[misc]
+        async def _get_session(self, proxy_url: str | None) -> _WithoutRedirects:
+            return _WithoutRedirects(await super()._get_session(proxy_url))
+
+    return Sessions
 
 
 @functools.cache

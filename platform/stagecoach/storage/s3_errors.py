@@ -46,6 +46,10 @@ class RangeNotSatisfiable(Exception):
     """Internal: the range starts behind the end of the object."""
 
 
+class Redirected(Exception):
+    """Internal: the answer sends to another address, which it names."""
+
+
 def endpoint() -> str:
     return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "the endpoint of AWS"
 
@@ -130,6 +134,12 @@ def _translate_failure(error: BaseException, verb: str, bucket: str, settings: S
     from botocore import exceptions as boto
 
     where, says = endpoint(), redact(str(error)) or type(error).__name__
+    redirected = next((link for link in _chain(error) if isinstance(link, Redirected)), None)
+    if redirected is not None:
+        return StoreMisconfigured(
+            f"{verb} s3://{bucket}: {where} redirects to {redact(str(redirected))}, and redirects are not followed: they may lead "
+            "to any address inside; point AWS_ENDPOINT_URL_S3 at the store itself"
+        )
     if isinstance(error, boto.NoCredentialsError | boto.PartialCredentialsError | boto.CredentialRetrievalError):
         return AccessDenied(
             f"{verb} s3://{bucket}: no usable credentials for {where} ({says}); set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"

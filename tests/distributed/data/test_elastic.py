@@ -10,6 +10,8 @@ from typing import Any
 
 import psutil
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from stagecoach.contract.plan import StagePlan
 from stagecoach.recipes.tiny import mm1_tiny
@@ -51,6 +53,24 @@ def alone(corpus: str) -> list[str]:
 @pytest.mark.parametrize(("ranks", "workers"), [(1, 4), (2, 1), (3, 0), (4, 0), (8, 0)])
 def test_collated_tensors_are_equal_for_any_ranks_and_workers(ranks: int, workers: int, alone: list[str], corpus: str) -> None:
     assert gathered(corpus, ranks=ranks, workers=workers) == alone
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+@settings(max_examples=12)
+@given(
+    start=st.integers(0, STEPS - 2),
+    ranks=st.integers(1, 5),
+    workers=st.sampled_from([0] * 7 + [1]),  # each is a process that starts, for each rank
+    prefetch=st.integers(1, 6),
+)
+@example(start=3, ranks=2, workers=2, prefetch=1)
+@example(start=60, ranks=1, workers=1, prefetch=6)
+def test_global_batches_know_no_ranks_workers_or_prefetch(
+    alone: list[str], corpus: str, start: int, ranks: int, workers: int, prefetch: int
+) -> None:
+    stop = start + 2
+    found = collated.gathered(stage(), corpus, ranks=ranks, workers=workers, prefetch=prefetch, start=start, stop=stop)
+    assert found == alone[start:stop]
 
 
 def test_resumed_at_five_random_steps_on_other_numbers_of_ranks(alone: list[str], corpus: str) -> None:

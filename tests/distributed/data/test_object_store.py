@@ -8,6 +8,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -23,11 +24,11 @@ from stagecoach_workloads.data.dataset import open_dataset
 from stagecoach_workloads.data.made.corpus import DATASETS, MakeJob, make_corpus
 from stagecoach_workloads.data.plan.open import OpenData, open_data
 from stagecoach_workloads.data.verify import verify_dataset
-from stagecoach_workloads.data.work.fetch import Origin
+from stagecoach_workloads.data.work.fetch import FetchSettings, Origin
 from stagecoach_workloads.data.work.loader import StepLoader, WorkSettings
 from stagecoach_workloads.data.work.quarantine import QuarantineBudget
 from stagecoach_workloads.data.writer import WriteSettings, write_dataset
-from stagecoach_workloads.testing.collated import gathered
+from stagecoach_workloads.testing.collated import gathered, row_hashes
 
 STAGE = mm1_tiny().stages[0]
 NAMES = ("captions", "captions_synthetic", "interleaved", "text")
@@ -95,8 +96,13 @@ def test_verify_and_index_work_in_a_bucket(remote: str) -> None:
 def impatient(data: OpenData, workers: int) -> StepLoader:
     """A loader whose stores give up after two seconds instead of three minutes."""
     loader = StepLoader(data, stop=200, settings=WorkSettings(workers=workers, prefetch=1))
-    settings = StoreSettings(deadline_s=2.0, read_timeout_s=1.0, backoff_cap_s=0.5)
-    loader.work.origins = [Origin(open_store(origin.store.uri, settings=settings), origin.fingerprint) for origin in loader.work.origins]
+    return with_stores(loader, deadline_s=2.0, read_timeout_s=1.0, backoff_cap_s=0.5)
+
+
+def with_stores(loader: StepLoader, **settings: Any) -> StepLoader:
+    """The loader, with stores of these settings."""
+    stores = StoreSettings(**settings)
+    loader.work.origins = [Origin(open_store(origin.store.uri, settings=stores), origin.fingerprint) for origin in loader.work.origins]
     return loader
 
 
@@ -142,22 +148,56 @@ def test_bad_samples_summed_over_ranks_stop_all_of_them_at_the_same_step(corpus:
     assert DataError.exit_code == ExitCode.BAD_DATA
 
 
+def fresh_reads(data: OpenData, steps: int, **settings: Any) -> StepLoader:
+    """A loader that asks the store anew for every block: a tiny corpus would stay in memory. Nothing is loaded ahead."""
+    work = WorkSettings(workers=0, prefetch=0, fetch=FetchSettings(read="blocks", memory_bytes=1))
+    return with_stores(StepLoader(data, stop=steps, settings=work), **settings)
+
+
+def seconds_of_steps(loader: StepLoader, faulty: FaultServer, *, usual: int) -> tuple[list[float], int, int]:
+    """How long each step took to load once the first `usual` steps are over and some answers come 2 s late; the blocks that these steps
+    needed, and the requests for them."""
+    waits: list[float] = []
+    fetched = loader.work.parts()[0].counts
+    needed, begun = 0, time.monotonic()
+    for step in loader:
+        waits.append(time.monotonic() - begun)
+        if step.step == usual:
+            waits.clear()
+            faulty.clear()
+            needed = fetched.requests
+            faulty.faults.slow_share, faulty.faults.slow_s = 0.03, 2.0
+        begun = time.monotonic()
+    return waits, fetched.requests - needed, faulty.count("GET")
+
+
 def test_slow_reads_of_the_loader_are_hedged_within_five_percent(faulty: FaultServer, remote: str) -> None:
     data = open_data(STAGE, data=remote)
-    sample = data.datasets[0]
-    numbers = [number % len(sample) for number in range(160)]
-    for number in numbers[:60]:
-        sample.read(number)  # what is usual
+    waits, needed, asked = seconds_of_steps(fresh_reads(data, 50), faulty, usual=15)
+    assert needed > 200
+    assert asked <= 1.05 * needed + 7  # what the 15 usual steps, of some nine requests each, left unspent
+    assert sum(wait > 1.9 for wait in waits) <= 1  # only when both of two are slow
+    faulty.faults.slow_share = 0.0
+    unhedged, needed, asked = seconds_of_steps(fresh_reads(data, 35, hedge=False), faulty, usual=5)
+    assert asked <= needed + 3  # a connection may break
+    assert sum(wait > 1.9 for wait in unhedged) >= 3  # or hedging would prove nothing
+
+
+def test_on_a_slow_line_the_loader_takes_its_time_and_pads_nothing(faulty: FaultServer, remote: str, corpus: str) -> None:
+    """The reads of a step take longer than the store's deadline, but it is never silent for so long."""
+    data = open_data(STAGE, data=remote)
+    loader = fresh_reads(data, 2, deadline_s=2.0, read_timeout_s=2.0)
     faulty.clear()
-    faulty.faults.slow_share, faulty.faults.slow_s = 0.03, 3.0
-    waits = []
-    for number in numbers:
-        begun = time.monotonic()
-        sample.read(number)
-        waits.append(time.monotonic() - begun)
-    assert sorted(waits)[int(0.95 * len(waits))] < 2.0  # a store whose slow answers take 3 s
-    assert sum(wait > 2.5 for wait in waits) <= 2  # only when both of two are slow
-    assert faulty.count() <= 1.05 * len(numbers) + 1
+    faulty.faults.bytes_per_s = 400_000
+    begun = time.monotonic()
+    steps = list(loader)
+    spent = time.monotonic() - begun
+    assert [line for step in steps for line in step.bad] == []
+    local = list(StepLoader(open_data(STAGE, data=corpus), stop=2, settings=WorkSettings(workers=0)))
+    assert [row_hashes(batch) for step in steps for batch in step.batches] == [
+        row_hashes(batch) for step in local for batch in step.batches
+    ]
+    assert spent > 0.9 * loader.work.parts()[0].counts.bytes / 400_000 > 2 * 2.0
 
 
 _WRITER = """

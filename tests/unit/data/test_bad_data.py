@@ -23,10 +23,12 @@ from stagecoach_workloads.data.plan.layout import Layout, LayoutSettings
 from stagecoach_workloads.data.plan.open import OpenData, open_data, read_tokenizer
 from stagecoach_workloads.data.plan.plan import DataPlan
 from stagecoach_workloads.data.plan.source import Source
-from stagecoach_workloads.data.tokens import RunLengths
+from stagecoach_workloads.data.tokens import RunLengths, count_tokens
 from stagecoach_workloads.data.verify import verify_dataset
 from stagecoach_workloads.data.work.collate import BadSample
 from stagecoach_workloads.data.work.loader import StepLoader, WorkSettings
+from stagecoach_workloads.data.work.quarantine import QuarantineBudget
+from stagecoach_workloads.data.writer import WriteSettings, write_dataset
 
 STAGE = mm1_tiny().stages[0]
 
@@ -129,6 +131,28 @@ def test_of_a_shard_cut_between_two_members_every_missing_sample_is_named_and_th
     assert named == lost
     path.unlink()
     assert all("this shard is missing" in reason for reason in bad_of(data).values())
+
+
+# --- images that were cut before they were written (B31)
+
+
+def test_an_image_that_was_cut_before_it_was_written_is_padding_and_the_advice_is_to_mend_its_source(copy: Path) -> None:
+    """`verify` finds nothing: every byte is as it was written."""
+    place = copy / "captions/train"
+    held = open_dataset(place.as_uri())
+    samples = [held.read(number) for number in range(len(held))]
+    cut = [replace(sample, images=tuple(body[: len(body) * 2 // 3] for body in sample.images)) for sample in samples]
+    shutil.rmtree(place)
+    settings = WriteSettings(kind=held.manifest.kind, recipe={}, licence="", made_by="tests")
+    write_dataset(open_store(place.as_uri()), settings, units=1, job=lambda unit: iter(cut))
+    count_tokens(open_dataset(place.as_uri()), read_tokenizer(f"file://{copy}/tokenizer.json"), ["plain"])
+    assert verify_dataset(open_store(place.as_uri())) == []
+    data = open_data(STAGE, data=copy.as_uri())
+    found = bad_of(data)
+    assert found.keys() == drawn_of(data, "captions")
+    assert all("that cannot be decoded" in reason for reason in found.values())
+    with pytest.raises(DataError, match=r"Samples that it does not name were bad before .*: mend or remove them in the source"):
+        QuarantineBudget().add(bad=len(found), seen=2 * len(found), step=4)
 
 
 # --- tokenizers (B36)

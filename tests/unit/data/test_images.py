@@ -29,6 +29,14 @@ def gradient(width: int = 120, height: int = 80) -> Image.Image:
     return Image.fromarray(np.stack([x, y, (x + y) / 2], axis=2).astype(np.uint8))
 
 
+def palette_with_alpha() -> Image.Image:
+    """Left red, right blue; blue (entry 1 of the palette) is transparent."""
+    picture = Image.new("P", (4, 2))
+    picture.putpalette([255, 0, 0, 0, 0, 255])
+    picture.putdata([0, 0, 1, 1] * 2)
+    return picture
+
+
 def bomb(width: int, height: int) -> bytes:
     """A PNG header that promises width x height pixels; 66 bytes or so."""
 
@@ -71,6 +79,9 @@ def test_truncated_images_are_refused(kind: str) -> None:
         decode(body[: len(body) * 2 // 3])
 
 
+RED_AND_WHITE = np.array([[[255, 0, 0]] * 2 + [[255] * 3] * 2] * 2, np.uint8)
+
+
 @pytest.mark.parametrize(
     ("body", "expected"),
     [
@@ -81,10 +92,24 @@ def test_truncated_images_are_refused(kind: str) -> None:
         (saved(gradient(1, 1), "PNG"), np.asarray(gradient(1, 1))),
         (saved(gradient(30_000, 4), "PNG"), np.asarray(gradient(30_000, 4))),
         (saved(Image.new("RGBA", (5, 4), (255, 0, 0, 0)), "PNG"), np.full((4, 5, 3), 255, np.uint8)),
+        (saved(palette_with_alpha(), "PNG", transparency=1), RED_AND_WHITE),
+        (saved(palette_with_alpha(), "PNG", transparency=b"\xff\x00"), RED_AND_WHITE),
         (saved(Image.fromarray(np.full((4, 5), 0x8000, np.uint16)), "PNG"), np.full((4, 5, 3), 0x80, np.uint8)),
         (saved(gradient(), "WEBP", save_all=True, append_images=[gradient().rotate(180)], lossless=True), np.asarray(gradient())),
     ],
-    ids=["cmyk", "grey", "palette", "webp", "1x1", "30000 wide", "alpha on white", "16 bit", "animated"],
+    ids=[
+        "cmyk",
+        "grey",
+        "palette",
+        "webp",
+        "1x1",
+        "30000 wide",
+        "alpha on white",
+        "palette and transparent entry",
+        "palette and alphas",
+        "16 bit",
+        "animated",
+    ],
 )
 def test_every_kind_becomes_rgb_uint8_of_its_size(body: bytes, expected: np.ndarray | None) -> None:
     info, pixels = image_info(body), decode(body)

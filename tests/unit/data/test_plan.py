@@ -276,6 +276,41 @@ def test_every_window_of_steps_has_the_shares_of_the_mixture_within_chance(unit:
     assert set(meter.report()["off"]) >= {"pairs", "docs"}
 
 
+def short_and_long_texts() -> DataPlan:
+    """Facts are short and lists long, so that packing fills whole rows with either."""
+    lists = np.random.default_rng(0).random(4000) < 0.5
+    lengths = np.where(lists, np.arange(4000) % 110 + 150, np.arange(4000) % 7 + 30).astype(np.int32)
+    index = FakeIndex(4000, seed=1, images=(0, 0))
+    index.categories = (["facts", "lists"], lists.astype(int))  # type: ignore[attr-defined]
+    layout = Layout(index, RunLengths(np.arange(4001), lengths), LayoutSettings(Image(size=336), 144), kind="text")  # type: ignore[arg-type]
+    return DataPlan(
+        [Source("text", layout, seed=7, fingerprint="f", shuffle_blocks=4)],
+        mixture=Mixture(unit="rows", weights=(Weight(dataset="text", weight=1.0),)),
+        packing=Packing(images_per_row=8, window_rows=64, over_budget="split"), batch=Batch(size=8, seq_len=1024), seed=0,
+    )  # fmt: skip
+
+
+def test_samples_that_packing_puts_together_do_not_make_a_share_look_wrong() -> None:
+    plan = short_and_long_texts()
+    meter, off = ShareMeter(plan), []
+    for step in range(200):
+        meter.reset()
+        meter.add(plan.batch(step))
+        off += meter.report()["off"]
+    assert off == []
+
+
+@pytest.mark.parametrize(("steps", "kept"), [(20, 0), (50, 4)])  # of 16 lists so many
+def test_a_share_that_is_truly_wrong_is_told_although_packing_puts_samples_together(steps: int, kept: int) -> None:
+    plan = short_and_long_texts()
+    is_list = plan.sources[0].layout.index.categories[1]
+    meter = ShareMeter(plan)
+    for step in range(steps):
+        rows = [tuple(part for part in row.slices if not is_list[part.sample] or part.sample % 16 < kept) for row in plan.batch(step)]
+        meter.add(Row(slices) for slices in rows if slices)
+    assert meter.report()["off"] == ["text/facts", "text/lists"]
+
+
 def test_a_state_of_another_mixture_is_refused() -> None:
     with pytest.raises(DataError, match="a changed mixture is a new stage"):
         fake_plan().go_to(fake_plan(unit="samples").state(3))

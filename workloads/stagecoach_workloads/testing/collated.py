@@ -28,13 +28,24 @@ def row_hashes(batch: Batch) -> list[str]:
 
 
 def gathered(
-    stage: StagePlan, corpus: str, *, ranks: int, workers: int, start: int = 0, stop: int, state: dict[str, Any] | None = None
+    stage: StagePlan,
+    corpus: str,
+    *,
+    ranks: int,
+    workers: int,
+    start: int = 0,
+    stop: int,
+    state: dict[str, Any] | None = None,
+    prefetch: int | None = None,
 ) -> list[str]:
-    """One hash a step, start to stop: the rows' hashes of all ranks in the global order. Ranks run one after another, in this process."""
+    """One hash a step, start to stop: the rows' hashes of all ranks in the global order. Ranks run one after another, in this process.
+
+    Without `prefetch` each rank has another depth.
+    """
     by_step: list[dict[int, str]] = [{} for _ in range(start, stop)]
     reference = open_data(stage, data=corpus).plan
     for rank in range(ranks):
-        settings = WorkSettings(workers=workers, prefetch=1 + rank % 3)
+        settings = WorkSettings(workers=workers, prefetch=1 + rank % 3 if prefetch is None else prefetch)
         data = open_data(stage, data=corpus)
         loader = StepLoader(data, rank=rank, world_size=ranks, start=start, stop=stop, state=state, settings=settings)
         for step in loader:

@@ -1,7 +1,7 @@
 """A bounded folder of blocks read from a store, shared by the processes of a node and verified whenever one is opened.
 
-A file is the block followed by its XXH3-128; it is written under another name, flushed to disk and renamed. One that was cut short by a
-kill, or damaged since, does not verify: it is removed and read again.
+A file is the block followed by the XXH3-128 of its name and itself; it is written under another name, flushed to disk and renamed. One that
+was cut short by a kill, damaged since, or is another block's under this name, does not verify: it is removed and read again.
 
 Of several processes that miss a block at the same moment one reads it (`turn`) and the others find it. The kernel frees the lock of a
 process that is killed; one that is stuck with the store is waited for a bounded time.
@@ -41,7 +41,7 @@ class BlockCache:
         except FileNotFoundError:
             return None
         body = held[:-_DIGEST]
-        if len(held) < _DIGEST or xxhash.xxh3_128_digest(body) != held[-_DIGEST:]:
+        if len(held) < _DIGEST or _digest_of(name, body) != held[-_DIGEST:]:
             path.unlink(missing_ok=True)
             return None
         return body
@@ -84,7 +84,7 @@ class BlockCache:
         try:
             with os.fdopen(descriptor, "wb") as file:
                 file.write(body)
-                file.write(xxhash.xxh3_128_digest(body))
+                file.write(_digest_of(name, body))
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, self.folder / name)
@@ -109,6 +109,13 @@ class BlockCache:
                 return
             path.unlink(missing_ok=True)
             total -= size
+
+
+def _digest_of(name: str, body: bytes) -> bytes:
+    """Of both: a sound block under the name of another one is not what was asked for."""
+    digest = xxhash.xxh3_128(name.encode() + b"\0")
+    digest.update(body)
+    return digest.digest()
 
 
 def _lock(descriptor: int, wait_s: float) -> None:

@@ -1,7 +1,8 @@
 """Bad samples, counted over all ranks: under the budget they are padding and a line in a log, over it every rank stops at the same step.
 
-The trainer adds `LoadedStep.bad` and `num_samples` to its per-step all-reduce and gives the sums to `QuarantineBudget.add` on every rank,
-so that all of them decide alike.
+The trainer adds the number of `LoadedStep.bad` and `num_samples` to its per-step all-reduce and gives the sums to `QuarantineBudget.add` on
+every rank, so that all of them decide alike. Each rank tells of its own bad samples as they come; over budget the ranks bring their
+lists together first, so that all end with the same one.
 """
 
 import json
@@ -12,6 +13,7 @@ from stagecoach.errors import DataError
 from stagecoach_workloads.data.work.collate import BadSample
 
 BUDGET = 0.001  # of the samples seen
+SHOWN = 20  # bad samples in the message; each is a `quarantined` event of its rank as well
 ALWAYS_ALLOWED = 3  # a single bad sample at the start is not a tenth of a per cent of anything
 
 
@@ -27,10 +29,13 @@ class QuarantineBudget:
         self.bad += bad
         self.seen += seen
         if over:
-            known = "; ".join(f"{line.sample}: {line.reason}" for line in list(lines)[:20]) or "see the other ranks' quarantine logs"
+            listed = [f"{line.sample}: {line.reason}" for line in lines]
+            more = [f"and {len(listed) - SHOWN:,} more"] if len(listed) > SHOWN else []
+            known = "; ".join([*listed[:SHOWN], *more]) or "the `quarantined` events of all ranks name them"
             raise DataError(
                 f"step {step}: {self.bad:,} of {self.seen:,} samples are bad, more than the budget of {self.share:.2%}: {known}; "
-                "run `stagecoach data verify` and restore the shards it names"
+                "run `stagecoach data verify` and restore the shards it names. Samples that it does not name were bad before they were "
+                "written: mend or remove them in the source, convert that to a new URI and start a new run with it"
             )
 
     def is_over(self, *, bad: int, seen: int) -> bool:

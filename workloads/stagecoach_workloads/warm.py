@@ -60,7 +60,7 @@ class WarmRanks:
         def handler(*given: Any, **named: Any) -> SubprocessHandler:
             return Handler(*given, **named)
 
-        api.get_subprocess_handler = handler  # type: ignore[attr-defined, assignment]
+        api.get_subprocess_handler = handler  # type: ignore[attr-defined]
 
     def _take(self, local_rank: int, command: Sequence[str], environment: Mapping[str, str]) -> "subprocess.Popen[bytes] | None":
         """The one that waits, told who it is; None when there is none of that kind."""

@@ -101,7 +101,7 @@ class Supervisor:
         monkeypatch.setattr(devices, "LOOK_S", 0.01)
         for name in ("keep_sweeper", "limit_time"):
             monkeypatch.setattr(Node, name, lambda _: None)
-        monkeypatch.setattr("stagecoach.supervisor.agents.WarmAgents.warm", lambda _: None)
+        monkeypatch.setattr("stagecoach.supervisor.agents.WarmAgents.warm", lambda *_: None)
         monkeypatch.setattr("stagecoach.supervisor.signals.listen", self._listen)
         monkeypatch.setattr(main, "attempts", self._attempts)
 

@@ -219,7 +219,7 @@ def test_a_root_without_permission_is_named_before_anything_starts(tmp_path: Pat
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_command_that_is_told_to_stop_takes_its_job_along(tmp_path: Path, number: signal.Signals, status: int) -> None:
-    preflight = Preflight(tmp_path, "--ranks-per-node", "2", *QUICK)
+    preflight = Preflight(tmp_path, "--ranks-per-node", "2", *LONG)
     preflight.rank(1)
     preflight.process.send_signal(number)
     assert preflight.wait()[0] == status

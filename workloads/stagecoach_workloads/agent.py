@@ -2,14 +2,12 @@
 
 `import torch` takes 1.8 s, what a rank imports 2.4 s of CPU. This process has done the former, and the ranks that it was told of
 (`stagecoach_workloads.warm`) the latter. It waits for its order, one line of JSON on standard input:
-`{"arguments": [torchrun's command line], "environment": {…}, "exits": path}`. End of input before an order: it leaves. When ranks
-failed, `exits` gets `{"exit_codes": {local_rank: code}}`, which torchrun knows as their parent and nobody else does.
+`{"arguments": [torchrun's command line], "environment": {…}}`. End of input before an order: it leaves.
 """
 
 import json
 import os
 import sys
-from pathlib import Path
 
 from stagecoach_workloads.imports import without_collections
 from stagecoach_workloads.processes import AGENT_PID, SUPERVISOR_PID, die_with_parent, parent_from_environment
@@ -34,9 +32,7 @@ def main() -> int:
     ranks.serve_torchrun()
     try:
         torchrun.run(torchrun.parse_args(order["arguments"]))  # type: ignore[no-untyped-call]
-    except ChildFailedError as error:
-        codes = {failure.local_rank: failure.exitcode for failure in error.failures.values()}
-        Path(order["exits"]).write_text(json.dumps({"exit_codes": codes}))
+    except ChildFailedError:
         return 1
     return 0
 

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from stagecoach.contract.tree import TREE
-from stagecoach.supervisor.processes import children_of
+from stagecoach.supervisor.processes import children_of, zombie_exit_code
 
 AGENT_MODULE = "stagecoach_workloads.agent"  # by name: this room never imports torch, nor the other room
 
@@ -43,13 +43,14 @@ class Agent:
         return self.process.pid
 
     @property
-    def is_alive(self) -> bool:
-        return self.process.poll() is None
+    def is_whole(self) -> bool:
+        """It lives, and so do the ranks that wait with it. One that lost a rank ends too, but in the midst of an import not at once."""
+        return self.process.poll() is None and all(zombie_exit_code(child) is None for child in children_of(self.pid))
 
-    def order(self, arguments: Sequence[str], environment: Mapping[str, str], exits: Path) -> None:
+    def order(self, arguments: Sequence[str], environment: Mapping[str, str]) -> None:
         """Sends it to work. Raises OSError when it is dead."""
         assert self.process.stdin is not None
-        order = {"arguments": list(arguments), "environment": dict(environment), "exits": str(exits)}
+        order = {"arguments": list(arguments), "environment": dict(environment)}
         self.process.stdin.write(json.dumps(order).encode() + b"\n")
         self.process.stdin.close()
 
@@ -68,18 +69,25 @@ class WarmAgents:
 
     def take(self) -> Agent:
         """The warm one, or a new one."""
+        self._drop_spent()
         agent, self._next = self._next, None
-        return agent if agent is not None and agent.is_alive else Agent(self._token)
+        return agent or Agent(self._token)
 
     def warm(self, ranks: Foretold | None = None) -> None:
         """Starts warming the next one and its ranks, unless there is one."""
-        if self._next is None or not self._next.is_alive:
+        self._drop_spent()
+        if self._next is None:
             self._next = Agent(self._token, ranks)
+
+    def _drop_spent(self) -> None:
+        if self._next is not None and not self._next.is_whole:
+            self._next.dismiss()
+            self._next = None
 
     @property
     def pids(self) -> set[int]:
-        """Of the warm one and its ranks."""
-        return {self._next.pid, *children_of(self._next.pid)} if self._next is not None else set()
+        """Of the warm one, if there is one."""
+        return {self._next.pid} if self._next is not None else set()
 
 
 def torchrun_arguments(
@@ -96,7 +104,7 @@ def torchrun_arguments(
         f"--master-port={master[1]}",
         f"--local-addr={local_addr}",
         "--max-restarts=0",
-        "--monitor-interval=5",  # we see a dead rank at once; torchrun must not collect its exit code before we have read it
+        "--monitor-interval=60",  # we see a dead rank at once; torchrun must not collect its exit code before we have read it
         f"--log-dir={log_dir}",  # else a folder of each attempt stays behind in /tmp
         "-m",
         "stagecoach_workloads.rank",

@@ -129,11 +129,13 @@ def children_of(pid: int) -> list[int]:
 
 
 def living_descendants(spare: Iterable[int] = ()) -> list[psutil.Process]:
-    """Everything below this process but `spare`, zombies left out."""
-    alive = []
-    for process in psutil.Process().children(recursive=True):
+    """Everything below this process but `spare` and what is below them (also what they start just now), zombies left out."""
+    spared, alive = set(spare), []
+    for process in psutil.Process().children(recursive=True):  # parents come before their children
         try:
-            if process.pid not in spare and process.status() != psutil.STATUS_ZOMBIE:
+            if process.pid in spared or process.ppid() in spared:
+                spared.add(process.pid)
+            elif process.status() != psutil.STATUS_ZOMBIE:
                 alive.append(process)
         except psutil.NoSuchProcess:
             continue
@@ -141,11 +143,11 @@ def living_descendants(spare: Iterable[int] = ()) -> list[psutil.Process]:
 
 
 def kill_descendants(spare: Iterable[int] = ()) -> int:
-    """SIGKILL to everything below this process but `spare`, again until nothing is left. Returns how many would not go within KILL_S.
+    """SIGKILL to all `living_descendants(spare)`, again until nothing is left. Returns how many would not go within KILL_S.
 
     Helpers that remove shared memory when their processes are gone get a moment to do so.
     """
-    spare, start = set(spare), time.monotonic()
+    start = time.monotonic()
     while victims := living_descendants(spare):
         if time.monotonic() - start > KILL_S:
             return len(victims)

@@ -1,7 +1,6 @@
 """The ranks of this node in one attempt: their folder, their processes, how each of them ended."""
 
 import asyncio
-import json
 import math
 import os
 import shutil
@@ -99,7 +98,7 @@ class RankGroup:
         """Sends the agent to work. Raises OSError when it is dead."""
         self.agent = agent
         self._listen(agent.output, self._agent_said)
-        agent.order(arguments, environment, self.folder / "exits.json")
+        agent.order(arguments, environment)
         self._agent_watch = ProcessWatch(agent.pid, self._agent_ended)
 
     async def find(self) -> None:
@@ -139,7 +138,8 @@ class RankGroup:
         state = self.states[rank]
         if state.ended_at is None:
             outcome = read_outcome(self.folder, rank)
-            is_victim = code == -signal.SIGKILL or (outcome is not None and outcome.kind == "crashed")
+            said_crash = outcome.kind == "crashed" if outcome is not None else code is None  # None: its parent was asked before us
+            is_victim = code == -signal.SIGKILL or said_crash
             out_of_memory = is_victim and self._saw_oom_kill()
             self.states[rank] = replace(state, ended_at=time.monotonic(), returncode=code, outcome=outcome, out_of_memory=out_of_memory)
 
@@ -196,18 +196,6 @@ class RankGroup:
         for rank in self.running():
             outcome = read_outcome(self.folder, rank)
             self.states[rank] = replace(self.states[rank], killed=outcome is None, outcome=outcome)
-
-    def with_exit_codes(self) -> list[RankState]:
-        """The states, with torchrun's exit codes where we came too late to see them ourselves."""
-        try:
-            known = {int(rank): code for rank, code in json.loads((self.folder / "exits.json").read_text())["exit_codes"].items()}
-        except (OSError, ValueError, KeyError):
-            known = {}
-        first = min(self.states)
-        return [
-            replace(state, returncode=known.get(rank - first)) if state.returncode is None and not state.killed else state
-            for rank, state in self.states.items()
-        ]
 
     def tick(self, now: float) -> None:
         """Cuts segments that are old enough, and notes whether the kernel killed for memory."""

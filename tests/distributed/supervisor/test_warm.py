@@ -52,6 +52,20 @@ def test_without_one_of_them_the_next_attempt_starts_its_own(make_job: StartJob)
     assert [end.kind for end in job.ends()] == ["crashed", "done"]
 
 
+def test_one_that_is_lost_while_its_agent_is_busy_costs_no_attempt(make_job: StartJob) -> None:
+    """An agent hears of it between two lines of Python, and an import of torch is one for a second: here, it never hears of it."""
+    job = make_job(LONG)
+    job.start()
+    job.wait_step(3)
+    wait_for(lambda: len(waiting(job)) == 2, "two ranks to wait", 30)
+    lost = waiting(job)[1]
+    lost.parent().suspend()
+    lost.kill()
+    job.rank_process(0).kill()
+    assert job.wait() == 0
+    assert [end.kind for end in job.ends()] == ["crashed", "done"]
+
+
 def test_nobody_waits_where_an_attempt_has_several_nodes(make_job: StartJob) -> None:
     job = make_job(LONG, nodes=2, ranks=1)
     job.start_all()

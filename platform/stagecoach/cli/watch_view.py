@@ -38,11 +38,12 @@ def sparkline(values: Sequence[float], width: int = SPARKS) -> str:
     means: list[float | None] = []
     for place in range(count):
         finite = [value for value in values[edges[place] : edges[place + 1]] if math.isfinite(value)]
-        means.append(sum(finite) / len(finite) if finite else None)
+        means.append(sum(value / len(finite) for value in finite) if finite else None)
     known = [mean for mean in means if mean is not None]
     low, high = min(known, default=0.0), max(known, default=0.0)
-    step = (high - low) / len(BLOCKS) or 1.0
-    return "".join(" " if mean is None else BLOCKS[min(len(BLOCKS) - 1, int((mean - low) / step))] for mean in means)
+    span = high / 2 - low / 2 or 1.0  # halves: the whole may be more than a float holds
+    heights = [None if mean is None else int((mean / 2 - low / 2) / span * len(BLOCKS)) for mean in means]
+    return "".join(" " if height is None else BLOCKS[min(len(BLOCKS) - 1, height)] for height in heights)
 
 
 def title(seen: Seen) -> str:

@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import shutil
+import signal
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable
 from pathlib import Path
@@ -46,7 +47,10 @@ WITH_A_CLUSTER = ("cluster", "unit/chart")  # what `make test-objects` runs: hel
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Files are dealt to test processes as ordered below; xdist's own order would end with those of few tests that take minutes each."""
+    """Files are dealt to test processes as ordered below; xdist's own order would end with those of few tests that take minutes each.
+    What a shell starts in its background is deaf to Ctrl-C, and hands that on to what tests press it for."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if hasattr(config.option, "loadscopereorder"):
         config.option.loadscopereorder = False
 

@@ -1,9 +1,7 @@
 """`stagecoach watch`: a run as it goes, from the bucket alone. Nothing is written, and leaving changes nothing."""
 
-import signal
 import sys
 import time
-from types import FrameType
 from typing import TYPE_CHECKING
 
 import click
@@ -50,35 +48,9 @@ def watch_command(run: str, root: str | None, stage: str | None, once: bool, eve
         show_once(first)
         return 0
     try:
-        with CtrlC() as leaves:
-            if sys.stdout.isatty():
-                return show_live(watcher, first, every_s or LOOK_S, leaves)
-            return print_lines(watcher, first, every_s or LINE_S, leaves)
+        return show_live(watcher, first, every_s or LOOK_S) if sys.stdout.isatty() else print_lines(watcher, first, every_s or LINE_S)
     except KeyboardInterrupt:
         return 0
-
-
-class CtrlC:
-    """Remembers that it was pressed. Python drops a KeyboardInterrupt that is raised while it collects garbage."""
-
-    def __init__(self) -> None:
-        self.was_pressed = False
-
-    def __enter__(self) -> "CtrlC":
-        self._before = signal.signal(signal.SIGINT, self._press)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        signal.signal(signal.SIGINT, self._before)
-
-    def _press(self, signum: int, frame: FrameType | None) -> None:
-        self.was_pressed = True
-        raise KeyboardInterrupt
-
-    def look(self) -> None:
-        """Raises KeyboardInterrupt when one was dropped."""
-        if self.was_pressed:
-            raise KeyboardInterrupt
 
 
 def show_once(seen: "Seen") -> None:
@@ -95,7 +67,7 @@ def show_once(seen: "Seen") -> None:
             click.echo(visible(seen.said.sentence), err=True)
 
 
-def show_live(watcher: "Watcher", seen: "Seen", every_s: float, leaves: CtrlC) -> int:
+def show_live(watcher: "Watcher", seen: "Seen", every_s: float) -> int:
     """Redraws in place until it is over."""
     from rich.console import Console
     from rich.live import Live
@@ -107,7 +79,6 @@ def show_live(watcher: "Watcher", seen: "Seen", every_s: float, leaves: CtrlC) -
         trouble = ""
         while not seen.is_over:
             time.sleep(every_s)
-            leaves.look()
             try:
                 seen, trouble = watcher.look(), ""
             except StagecoachError as error:  # the bucket may answer again; what is shown is said to be old
@@ -116,7 +87,7 @@ def show_live(watcher: "Watcher", seen: "Seen", every_s: float, leaves: CtrlC) -
     return seen.exit_code
 
 
-def print_lines(watcher: "Watcher", seen: "Seen", every_s: float, leaves: CtrlC) -> int:
+def print_lines(watcher: "Watcher", seen: "Seen", every_s: float) -> int:
     """A line whenever something changed, at most so often; an attempt's begin and end at once."""
     from stagecoach.cli.watch_view import plain_line
     from stagecoach.errors import StagecoachError
@@ -134,7 +105,6 @@ def print_lines(watcher: "Watcher", seen: "Seen", every_s: float, leaves: CtrlC)
                 click.echo(visible(seen.said.sentence), err=True)
             return seen.exit_code
         time.sleep(min(LOOK_S, every_s))
-        leaves.look()
         try:
             seen, is_told = watcher.look(), False
         except StagecoachError as error:

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stagecoach.cli.watch import CtrlC, print_lines, watch_command
+from stagecoach.cli.watch import print_lines, watch_command
 from stagecoach.cli.watch_state import SETTLE_S, Watcher, read_losses
 from stagecoach.cli.watch_view import BLOCKS, picture, plain_picture, shares, sparkline
 from stagecoach.errors import ConfigError, StorageError
@@ -141,7 +141,7 @@ def test_lines_go_on_through_a_crash_and_a_bucket_that_fails_and_end_with_the_ru
         return looked()
 
     monkeypatch.setattr(watcher, "look", next_look)
-    assert print_lines(watcher, looked(), 0.01, CtrlC()) == 41
+    assert print_lines(watcher, looked(), 0.01) == 41
     captured = capsys.readouterr()
     told = [line.split("  ")[1:4] for line in captured.out.splitlines()]
     assert told == [
@@ -245,26 +245,6 @@ def test_a_terminal_gets_a_picture_and_ctrl_c_leaves_quietly(restarted: JobBook,
     assert "Traceback" not in text
     for part in ("mm1-demo, stage pretrain (1 of 2)", "▁", "█", "MFU 41.2 %", "compute 1 min 20 s (80 %)", "crashed at step 90", "restart"):
         assert part in text, part
-
-
-class Garbage:
-    """Python only reports what is raised here."""
-
-    def __del__(self) -> None:
-        signal.raise_signal(signal.SIGINT)
-
-
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_ctrl_c_while_garbage_is_collected_is_not_lost(restarted: JobBook, root: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    look = Watcher.look
-
-    def look_and_collect(self: Watcher) -> Any:
-        Garbage()
-        return look(self)
-
-    monkeypatch.setattr(Watcher, "look", look_and_collect)
-    with CtrlC() as leaves, pytest.raises(KeyboardInterrupt):
-        print_lines(watcher_of("mm1-demo", root), look(watcher_of("mm1-demo", root)), 0.01, leaves)
 
 
 def wait_for(shown: bytearray, text: str) -> None:

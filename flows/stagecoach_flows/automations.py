@@ -20,6 +20,7 @@ from prefect.types import SecretDict
 from pydantic import SecretStr
 
 from stagecoach_flows.artifacts import ENDED_EVENT, PROGRESS_EVENT, QUEUED_EVENT
+from stagecoach_flows.in_place import TAG as IN_PLACE
 
 TAG = "stagecoach-run"  # of deployments whose runs train
 BLOCK = "stagecoach-notices"
@@ -29,6 +30,7 @@ Match = dict[str, str | list[str]]
 RUN: Match = {"prefect.resource.id": "prefect.flow-run.*"}
 STAGE: Match = {"prefect.resource.id": "stagecoach.stage.*"}
 OURS: Match = {"prefect.resource.id": f"prefect.tag.{TAG}", "prefect.resource.role": "tag"}
+ANYONES: Match = {"prefect.resource.id": [f"prefect.tag.{TAG}", f"prefect.tag.{IN_PLACE}"], "prefect.resource.role": "tag"}
 EACH = {"prefect.resource.id"}
 
 
@@ -92,7 +94,7 @@ def notices(block: UUID, deadlines: Deadlines) -> Iterator[AutomationCore]:
     yield AutomationCore(
         name="stagecoach: notice of a failed run",
         trigger=EventTrigger(
-            match=RUN, match_related=OURS, for_each=EACH, expect={"prefect.flow-run.Failed"}, posture=Posture.Reactive, threshold=1
+            match=RUN, match_related=ANYONES, for_each=EACH, expect={"prefect.flow-run.Failed"}, posture=Posture.Reactive, threshold=1
         ),
         actions=[tell(block, "failed", "a run failed for good; `stagecoach explain` says why")],
     )

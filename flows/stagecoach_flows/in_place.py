@@ -16,6 +16,7 @@ from stagecoach_flows.parameters import parameters_of
 from stagecoach_flows.surroundings import Surroundings, surrounded
 
 DRAIN_S = 5.0
+TAG = "stagecoach-run-in-place"  # of runs that no worker started: a server tells when one failed, and lets whoever started it resume it
 
 if TYPE_CHECKING:
     from stagecoach.contract.plan import StagePlan
@@ -29,9 +30,12 @@ def run_in_place(request: PipelineRequest, surroundings: Surroundings) -> list[S
     with surrounded(surroundings):
         try:
             with prefect_at_hand():
+                from prefect import tags
+
                 from stagecoach_flows.pipelines import PIPELINES
 
-                PIPELINES[family](parameters, return_state=True)
+                with tags(TAG):
+                    PIPELINES[family](parameters, return_state=True)
         except Exception as error:
             if outcome.error is None:
                 logger.warning("Prefect failed: {}: {}", type(error).__name__, error)

@@ -115,7 +115,7 @@ class NodeAttempt:
     def _look(self, now: float) -> None:
         """Reads the beats and passes on what they say."""
         node = self._node
-        if self._watchdog.see(self._group.beats(), now) and self._watchdog.has_stepped:
+        if self._watchdog.see(self._group.beats(), now) and self._watchdog.is_training:
             self._warm_next()
         node.heartbeat_age_s = self._watchdog.age_s(now)
         node.progress = self.progress()
@@ -130,8 +130,8 @@ class NodeAttempt:
             node.remember_shm(library_shm(process.pid for process in living_descendants(node.spared)))
 
     def _warm_next(self) -> None:
-        """The job runs: now there is time for the agent and ranks of the next attempt, seconds of a core each. Of one node, that is: what
-        has several does not restart in place."""
+        """The job trains: now there is time for the agent and ranks of the next attempt, seconds of a core each. Of one node, that is: what
+        has several does not restart in place. An evaluation or a preflight is mostly over before that would have paid."""
         if self._start.nodes == 1:
             self._node.agents.warm(self._node.foretold(self._start.ranks_per_node))
 

@@ -70,6 +70,11 @@ class Watchdog:
         return moved
 
     @property
+    def is_training(self) -> bool:
+        """Whether a rank is at optimizer steps, and has taken one."""
+        return self.has_stepped and any(track.beat.phase == TRAIN for track in self._tracks.values())
+
+    @property
     def deadline_s(self) -> float:
         """How long a rank may be silent now: long before the first step, then a few times a step."""
         if not self.has_stepped:

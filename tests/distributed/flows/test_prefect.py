@@ -89,7 +89,7 @@ def happen(server: PrefectServer, event: str, stage: str) -> None:
 
 
 @pytest.mark.timeout(900)
-def test_notices_of_failed_pending_and_stalled_runs_reach_a_webhook(server: PrefectServer, receiver: Receiver) -> None:
+def test_notices_of_failed_pending_and_stalled_runs_reach_a_webhook(server: PrefectServer, receiver: Receiver, tmp_path: Path) -> None:
     deploy = [sys.executable, "-m", "stagecoach", "deploy", "--json", "--pending", "10", "--stalled", "10"]
     environment = {**server.environment, "STAGECOACH_NOTICE_WEBHOOK": receiver.url}
     done = subprocess.run(deploy, check=False, capture_output=True, text=True, env=environment, timeout=400)
@@ -105,6 +105,9 @@ def test_notices_of_failed_pending_and_stalled_runs_reach_a_webhook(server: Pref
         "failed": f"prefect.flow-run.{run['id']}", "pending": "stagecoach.stage.toy.pretrain", "no_progress": "stagecoach.stage.toy.sft",
     }  # fmt: skip
     assert all(one["text"].startswith("Stagecoach: ") for one in receiver.told)
+    receiver.told.clear()
+    assert run_toy(server, tmp_path, f"file://{tmp_path}/nothing").returncode != 0
+    wait_for(lambda: receiver.kinds() == {"failed"}, "a notice of the run that failed in its own process", START_S)
 
 
 @pytest.mark.timeout(900)

@@ -74,6 +74,14 @@ def test_nobody_waits_where_an_attempt_has_several_nodes(make_job: StartJob) -> 
     assert [job.wait(node) for node in range(2)] == [0, 0]
 
 
+def test_nobody_waits_beside_what_is_no_training(make_job: StartJob) -> None:
+    job = make_job({**LONG, "phase": "evaluation"})
+    job.start()
+    job.wait_step(40)
+    assert waiting(job) == {}
+    assert job.wait() == 0
+
+
 @pytest.mark.parametrize("room", ["train", "evaluation"])
 def test_a_rank_that_waits_has_imported_what_its_entrypoint_puts_off(room: str) -> None:
     command = [sys.executable, "-m", "stagecoach_workloads.rank", f"stagecoach_workloads.{room}:main", "--wait"]

@@ -1,8 +1,8 @@
 """A small gloo job with steps, commits and a stop flag, that fails where it is told to: `stagecoach_workloads.testing.scripted:main`.
 
-Settings (JobRecord.settings): steps, step_s (seconds of pretended compute), commit_every, faults (`faults.Fault`), loaders (forked
-children with shared memory, as a data loader has them), secret (printed, to see it redacted). Its state is a number that every step
-changes by what all ranks agreed on: a job that was killed any number of times ends with the same one.
+Settings (JobRecord.settings): steps, step_s (seconds of pretended compute), phase (what heartbeats call a step; train), commit_every,
+faults (`faults.Fault`), loaders (forked children with shared memory, as a data loader has them), secret (printed, to see it redacted).
+Its state is a number that every step changes by what all ranks agreed on: a job that was killed any number of times ends with the same one.
 """
 
 import hashlib
@@ -32,6 +32,7 @@ def main(context: RankContext) -> None:
     step = start.resumed_from_step if start is not None else 0
     state = read_state(context, start.resumed_from if start is not None else None)
     steps, commit_every = int(settings.get("steps", 10)), int(settings.get("commit_every", 5))
+    phase = str(settings.get("phase", "train"))
     if secret := settings.get("secret"):
         print(f"connecting with password={secret}")
     context.heartbeat(step=step, phase="restore", steps=steps, committed_step=step)
@@ -48,8 +49,8 @@ def main(context: RankContext) -> None:
             if should_stop or step % commit_every == 0 or step == steps:
                 write_state(context, step, state)
                 dist.barrier()
-                context.heartbeat(step=step, phase="train", committed_step=step)
-            context.heartbeat(step=step, phase="train", loss=1.0 / step, tokens=step * 128.0, seconds_compute=time.monotonic() - started)
+                context.heartbeat(step=step, phase=phase, committed_step=step)
+            context.heartbeat(step=step, phase=phase, loss=1.0 / step, tokens=step * 128.0, seconds_compute=time.monotonic() - started)
             context.event("loss", 1.0 / step, step=step)
             print(f"step {step} state {state}")
             if should_stop and step < steps:

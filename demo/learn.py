@@ -26,10 +26,11 @@ from stagecoach_workloads.evaluation.statistics import p_at_least
 FOLDER, PAGE = HERE / "learning", HERE.parent / "workloads" / "results" / "learn.md"
 CORPUS, RUNS = FOLDER / "corpus", FOLDER / "runs"
 RUN_ID, CAPTIONS_ONLY = "learn", "captions-only"
-STEPS = {"pretrain": 700, "continual": 250, "sft": 2600, "video": 100, "ui": 500}
+STEPS = {"pretrain": 700, "continual": 200, "sft": 2200, "video": 100, "ui": 160}  # a step on screens takes as long as four others
 SAMPLES = 32  # a step of sft and of ui: two cores take 0.42 s for them, and 0.31 s for the miniature's 16
+TUNING_RATE = 5e-4  # of sft and of ui: at the miniature's 1e-3 this larger model needs twice the steps for the same loss
 SHARES = {
-    "general": 0.28, "text": 0.06, "text_rich": 0.28, "refer_ground": 0.06, "multi_image": 0.11, "science": 0.02, "math": 0.1, "code": 0.09,
+    "general": 0.26, "text": 0.04, "text_rich": 0.31, "refer_ground": 0.06, "multi_image": 0.13, "science": 0.02, "math": 0.1, "code": 0.08,
 }  # fmt: skip
 LARGER = (  # three times the demo's parameters
     "decoder.width=192", "decoder.heads=6", "decoder.kv_heads=2", "decoder.ffn_width=512", "encoder.width=128", "encoder.mlp_width=512",
@@ -87,6 +88,7 @@ def train(scale: float) -> None:
         *(f"{stage}.schedule.warmup_steps={max(1, count // 20)}" for stage, count in steps.items()),
         *(f"{stage}.checkpoint.every_steps=100" for stage in steps),
         *(f"{stage}.batch.size={SAMPLES}" for stage in ("sft", "ui")),
+        *(f"{stage}.optimizer.peak_lr={TUNING_RATE}" for stage in ("sft", "ui")),
         'pretrain.evaluation.suites=["captions", "text", "in_context"]',
         *(f"sft.data.mixture.weights.sft_{name}={share}" for name, share in SHARES.items()),
     ]

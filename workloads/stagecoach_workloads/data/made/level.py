@@ -54,7 +54,7 @@ class Profile:
 
 _EASY = Level(size=48, page=64, grid=2, colours=4, shapes=3, most=4, words=40, numbers=5, frames=8)
 _HOUR = replace(  # what reads takes most of an hour, so there is little to read
-    _EASY, open_vocabulary=False, words=12, syllables=1, numbers=3, lines=2, line_words=1, fields=2, cells=5, screen_rows=3, labels=6,
+    _EASY, open_vocabulary=False, words=12, syllables=1, numbers=3, lines=2, line_words=1, fields=2, cells=3, screen_rows=3, labels=6,
     icons=True,
 )  # fmt: skip
 PROFILES = {

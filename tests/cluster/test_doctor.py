@@ -93,8 +93,9 @@ def test_what_is_well_is_called_well(root: str, namespace: str) -> None:
 def test_a_quota_that_no_node_can_hold_is_bad(root: str, namespace: str) -> None:
     kubectl("apply", "--server-side", "-f", "-", stdin=queue_of(namespace, {"cpu": "64", "nvidia.com/gpu": "8"}))
     until = time.monotonic() + 60
+    site = {"launcher": "jobset", "namespace": namespace, "queue": namespace, "pods__devices": '{"rdma/hca": "1"}'}
     while True:
-        code, found = ask(root, "--only", "queues", launcher="jobset", namespace=namespace, queue=namespace)
+        code, found = ask(root, "--only", "queues", **site)
         if sum("is active" in fact["fact"] for fact in found["queues"]) == 2:
             break
         assert time.monotonic() < until, found
@@ -103,6 +104,7 @@ def test_a_quota_that_no_node_can_hold_is_bad(root: str, namespace: str) -> None
     assert [fact["fact"] for fact in bad] == [
         f"flavor {namespace}: quota of cpu 64, nodes have 0 for jobs",
         f"flavor {namespace}: quota of nvidia.com/gpu 8, nodes have 0 for jobs",
+        f"pods.devices of the site asks for rdma/hca, of which ClusterQueue {namespace} has no quota",
     ]
     assert "Kueue admits what no node holds, and preempts nothing" in bad[0]["do"]
     for kind in ("clusterqueue", "resourceflavor"):

@@ -91,13 +91,8 @@ def check_kueue(place: Place, kube: Kube) -> Iterator[Fact]:
         why = "Volcano queues the jobs" if place.site.launcher == "kubernetes" else "the site names no queue"
         yield Fact(check="kueue", verdict="ok", fact=f"{why}, so Kueue is not asked")
         return
-    path = paths.of(paths.CORE, "configmaps", "kueue-system", "kueue-manager-config")
-    try:
-        text = (kube.get(path, what="read Kueue's settings").get("data") or {}).get(SETTINGS)
-        trouble = "" if text else f"kueue-manager-config has no {SETTINGS}"
-    except StagecoachError as error:
-        text, trouble = None, str(error)
-    if not text:
+    settings, trouble = kueue_settings(kube)
+    if settings is None:
         yield Fact(
             check="kueue",
             verdict="unknown",
@@ -105,9 +100,21 @@ def check_kueue(place: Place, kube: Kube) -> Iterator[Fact]:
             do=f"ask its administrator whether integrations.frameworks has {JOBSET_KIND} (chart: rbac.clusterReader lets doctor look)",
         )
         return
+    yield from judge_kueue(settings)
+
+
+def kueue_settings(kube: Kube) -> tuple[dict[str, Any] | None, str]:
+    """(Kueue's Configuration, "") or (None, why it cannot be read)."""
+    path = paths.of(paths.CORE, "configmaps", "kueue-system", "kueue-manager-config")
+    try:
+        text = (kube.get(path, what="read Kueue's settings").get("data") or {}).get(SETTINGS)
+    except StagecoachError as error:
+        return None, str(error)
+    if not text:
+        return None, f"kueue-manager-config has no {SETTINGS}"
     import yaml  # comes with the cluster's client
 
-    yield from judge_kueue(yaml.safe_load(text) or {})
+    return yaml.safe_load(text) or {}, ""
 
 
 def judge_kueue(settings: dict[str, Any]) -> Iterator[Fact]:

@@ -3,9 +3,10 @@
 Kueue preempts on shortage of quota, not of nodes: with a quota above the hardware nothing is ever preempted, and pods stay pending.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from stagecoach.doctor.cluster import kueue_settings
 from stagecoach.doctor.facts import Fact, Place
 from stagecoach.doctor.quantity import parse_quantity, show_quantity
 from stagecoach.launch.kube import paths
@@ -63,6 +64,7 @@ def check_queues(place: Place, kube: Kube) -> Iterator[Fact]:
     else:
         yield active(f"ClusterQueue {name}", queue)
         yield from judge_quota(queue, flavors, nodes, others)
+        yield from judge_devices(queue, site.pods.devices, left_out(kube) if site.pods.devices else ())
         yield from judge_preemption(queue)
     yield from check_priorities(place, kube)
     yield from check_unqueued(place, kube)
@@ -129,6 +131,26 @@ def judge_one(flavor: str, resource: str, quota: float, has: Mapping[str, float]
     if quota < IDLE_SHARE * there:
         return Fact(check="queues", verdict="warning", fact=fact, do="raise nominalQuota, or the rest stands idle")
     return Fact(check="queues", verdict="ok", fact=fact)
+
+
+def judge_devices(queue: Obj, devices: Iterable[str], excluded: Iterable[str] = ()) -> Iterator[Fact]:
+    """Whether the queue has quota of every device that the site's pods ask for. `excluded`: prefixes of what Kueue does not count."""
+    groups = queue["spec"].get("resourceGroups", ())
+    covered = {resource["name"] for group in groups for flavor in group["flavors"] for resource in flavor["resources"]}
+    for device in devices:
+        if device not in covered and not device.startswith(tuple(excluded)):
+            yield Fact(
+                check="queues",
+                verdict="bad",
+                fact=f"pods.devices of the site asks for {device}, of which ClusterQueue {queue['metadata']['name']} has no quota",
+                do=f"add {device} to its resourceGroups with what nodes have, or no job is ever admitted; or take it out of pods.devices",
+            )
+
+
+def left_out(kube: Kube) -> list[str]:
+    """Prefixes of resources that Kueue is told not to count; none where its settings cannot be read."""
+    settings, _ = kueue_settings(kube)
+    return list(((settings or {}).get("resources") or {}).get("excludeResourcePrefixes") or ())
 
 
 def requests_of_others(kube: Kube) -> dict[str, dict[str, float]]:

@@ -10,7 +10,7 @@ from stagecoach.doctor.facts import Fact
 from stagecoach.doctor.images import judge_image
 from stagecoach.doctor.prefect import judge_pool
 from stagecoach.doctor.quantity import parse_quantity
-from stagecoach.doctor.queues import active, holds_gpus, is_queued, judge_quota
+from stagecoach.doctor.queues import active, holds_gpus, is_queued, judge_devices, judge_quota
 
 
 def node(name: str, *, gpus: str = "8", ready: str = "True", cordoned: bool = False, **labels: str) -> dict[str, Any]:
@@ -74,6 +74,13 @@ def test_what_others_ask_for_is_not_there_for_jobs() -> None:
 def test_hardware_that_no_quota_covers_is_a_warning() -> None:
     nodes = [node(str(index), gpu="h100") for index in range(3)]
     assert verdicts(list(judge_quota(queue(gpus="8"), FLAVORS, nodes)))[2] == "warning"
+
+
+def test_a_device_without_quota_is_bad_unless_kueue_does_not_count_it() -> None:
+    (fact,) = judge_devices(queue(gpus="8"), ["rdma/hca", "nvidia.com/gpu"])
+    assert fact.verdict == "bad"
+    assert "asks for rdma/hca, of which ClusterQueue q has no quota" in fact.fact
+    assert not list(judge_devices(queue(gpus="8"), ["rdma/hca"], excluded=["rdma/"]))
 
 
 def test_a_queue_that_is_not_active_says_why() -> None:

@@ -171,7 +171,8 @@ def result_of_done(folder: JobFolder, launcher: Launcher) -> TrainResult | None:
     result = folder.result()
     if result is None:
         raise RunFailed(
-            f"{folder.uri}: submission {ended.submission} ended well and left no result.json; the training image is not this Stagecoach's",
+            f"{folder.uri}: submission {ended.submission} ended well and left no result.json; the training image is not this Stagecoach's, "
+            "or the run's folder was removed while its launcher knew the job: then take another --run-id",
             run_id=folder.uri, log_uri=folder.uri,
         )  # fmt: skip
     return result

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from stagecoach.errors import StagecoachError
 from stagecoach.redaction import redact
 from stagecoach.storage.errors import AccessDenied, NotFound, StoreMisconfigured
 from stagecoach.storage.retry import Transient
@@ -48,6 +49,9 @@ class RangeNotSatisfiable(Exception):
 
 class Redirected(Exception):
     """Internal: the answer sends to another address, which it names."""
+
+
+_OURS = (StagecoachError, Transient, Expired, PreconditionFailed, RangeNotSatisfiable)
 
 
 def endpoint() -> str:
@@ -180,7 +184,8 @@ def _is_broken_transfer(error: BaseException) -> bool:
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
-    """The error and what caused it. aiobotocore keeps the cause in `kwargs['error']`, aiohttp in `os_error`."""
+    """The error and what caused it. aiobotocore keeps the cause in `kwargs['error']`, aiohttp in `os_error`. An error of ours among them
+    is what the caller was handling when it asked for this, and tells of an earlier request."""
     seen: set[int] = set()
     waiting: list[Any] = [error]
     while waiting:
@@ -190,9 +195,10 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
         seen.add(id(link))
         yield link
         inner = getattr(link, "kwargs", None)
-        waiting += [
+        causes = (
             link.__cause__,
             link.__context__,
             getattr(link, "os_error", None),
             inner.get("error") if isinstance(inner, dict) else None,
-        ]
+        )
+        waiting += [cause for cause in causes if not isinstance(cause, _OURS)]

@@ -272,6 +272,24 @@ def test_a_creator_whose_reply_was_lost_learns_that_it_won(faulty: FaultServer, 
     assert open_store(s3_uri, settings=QUICK).create_if_absent("claim", SMALL) is False, "the very same body, another caller"
 
 
+def test_who_asks_what_is_in_the_way_and_gets_no_reply_asks_again(faulty: FaultServer, s3_uri: str, store: Store) -> None:
+    """The connection breaks while the refusal of the creation is being handled: it is a broken connection, no second refusal."""
+    assert store.create_if_absent("claim", SMALL)
+    faulty.faults.lost_replies_method, faulty.faults.lost_replies_times = "HEAD", 3  # aiohttp asks twice by itself
+    assert open_store(s3_uri, settings=QUICK).create_if_absent("claim", SMALL) is False
+    assert faulty.count("HEAD") == 4
+
+
+def test_a_write_that_breaks_while_its_caller_handles_a_missing_object_is_tried_again(faulty: FaultServer, store: Store) -> None:
+    faulty.faults.lost_replies_times = 3
+    try:
+        store.read("missing")
+    except NotFound:
+        store.publish("missing", SMALL)
+    assert store.read("missing") == SMALL
+    assert faulty.count("PUT") == 4
+
+
 def test_of_sixteen_creators_whose_replies_are_lost_one_wins(faulty: FaultServer, store: Store) -> None:
     for round_ in range(3):
         faulty.faults.lost_replies_times = 16

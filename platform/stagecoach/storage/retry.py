@@ -7,13 +7,13 @@ deadline, or as soon as somebody else's request got through. While the store ref
 all others wait for its answer. Connections refused, reset or silent are not charged: no server worked on them.
 """
 
-import random
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
 from stagecoach.errors import StorageError
+from stagecoach.jitter import jitter
 from stagecoach.redaction import redact
 from stagecoach.storage.errors import StoreUnavailable
 from stagecoach.storage.settings import Clock, StoreSettings
@@ -106,7 +106,7 @@ class Gate:
 
     def _ready_at(self, ticket: Ticket) -> float:
         if self.last_success_at > ticket.failed_at:  # the store answers others: no reason to wait out a long pause
-            return min(ticket.not_before, self.last_success_at + random.uniform(0, 0.2))
+            return min(ticket.not_before, self.last_success_at + jitter.uniform(0, 0.2))
         return ticket.not_before
 
     def _pay(self, ticket: Ticket, now: float) -> bool:
@@ -164,9 +164,9 @@ class Gate:
         cap = UNREACHABLE_CAP_S if failure.kind == "unreachable" else self.settings.backoff_cap_s
         base = self.settings.backoff_base_s * (QUICK_SHARE if self.purse >= RICH else 1)
         bound = min(cap, base * 2.0 ** min(tries - 1, 16))
-        jittered = random.uniform(0, bound)
+        jittered = jitter.uniform(0, bound)
         if failure.retry_after_s is not None:
-            return failure.retry_after_s + random.uniform(0, min(1.0, bound))
+            return failure.retry_after_s + jitter.uniform(0, min(1.0, bound))
         return jittered
 
 

@@ -6,7 +6,6 @@ Everything here may be repeated: a create that was carried out although its answ
 
 import json
 import os
-import random
 import time
 from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
@@ -18,6 +17,7 @@ from urllib.parse import urlencode
 import urllib3  # type: ignore[import-untyped]  # the version that TorchX 0.7.0 wants has no types
 
 from stagecoach.errors import ClusterUnavailable, ConfigError
+from stagecoach.jitter import jitter
 from stagecoach.launch.kube.errors import RETRIED, classify
 
 Obj = dict[str, Any]
@@ -154,7 +154,7 @@ class Kube:
             except (urllib3.exceptions.HTTPError, OSError) as broken:
                 error = ClusterUnavailable(f"{what}: the API server at {self.host} does not answer: {_said(broken)}")
                 error.__cause__ = broken
-            wait = max(asked_to_wait, pause * random.uniform(0.5, 1.5))
+            wait = max(asked_to_wait, pause * jitter.uniform(0.5, 1.5))
             if time.monotonic() + wait >= until:
                 raise error
             self._sleep(wait)

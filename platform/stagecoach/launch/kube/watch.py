@@ -6,7 +6,6 @@ every RELIST_S). Whoever asks learns whether the picture is fresh, and asks the 
 """
 
 import json
-import random
 import threading
 import time
 from collections.abc import Callable
@@ -15,6 +14,7 @@ from typing import Any
 from loguru import logger
 
 from stagecoach.errors import ClusterUnavailable, StagecoachError
+from stagecoach.jitter import jitter
 from stagecoach.launch.kube.client import Kube
 from stagecoach.launch.kube.errors import Expired, classify
 
@@ -83,7 +83,7 @@ class Reflector:
             except StagecoachError as error:  # not allowed, or no such kind: it stays stale, and callers see the error themselves
                 logger.debug("watch of {} ends: {}", self.what, error)
                 return
-            self._stopped.wait(pause * random.uniform(0.5, 1.5))
+            self._stopped.wait(pause * jitter.uniform(0.5, 1.5))
             pause = min(2 * pause, LONGEST_PAUSE_S)
 
     def round(self) -> None:

@@ -9,7 +9,6 @@ from stagecoach_workloads.data.made.scenes import colours
 from stagecoach_workloads.data.made.task import Case, PairTask, Task
 
 LABELS = ("A", "B", "C", "D", "E")
-ROWS, COLUMNS = LABELS[:2], LABELS[2:4]  # of a table: the only digits on it are what its cells hold
 BUTTONS = ("Send", "Back", "Save", "Menu", "Play", "Stop", "Next", "Help")
 ICONS = {"Send": "star", "Back": "diamond", "Save": "circle", "Menu": "cross", "Play": "triangle", "Stop": "square"}
 FIELDS = ("name", "city", "total")
@@ -75,15 +74,16 @@ class Table(Task):
     lossless = True
 
     def cases(self, level: Level, split: str) -> Sequence[Case]:
-        cells = product(ROWS, COLUMNS, range(level.cells))
+        cells = product(LABELS[:2], (1, 2), range(level.cells))
         return [Case(f"What is in row {row}, column {column}?", str(value), (row, column)) for row, column, value in cells]
 
     def draw(self, case: Case, brush: Brush) -> list[Picture]:
-        values = {cell: str(brush.rng.randrange(brush.level.cells)) for cell in product(ROWS, COLUMNS)}
-        values[case.spec] = case.answer
-        picture = brush.blank(brush.level.page, brush.level.page)
+        row, column = case.spec
+        values = {cell: str(brush.rng.randrange(brush.level.cells)) for cell in product(LABELS[:2], (1, 2))}
+        values[(row, column)] = case.answer
+        picture = brush.blank(brush.level.page, brush.level.page * 3 // 4)
         width, height = picture.image.size
-        lines = [["", *COLUMNS], *[[row, *(values[row, column] for column in COLUMNS)] for row in ROWS]]
+        lines = [["", "1", "2"], *[[name, values[(name, 1)], values[(name, 2)]] for name in LABELS[:2]]]
         for y, line in enumerate(lines):
             for x, text in enumerate(line):
                 box = (x * width // 3, y * height // 3, (x + 1) * width // 3 - 1, (y + 1) * height // 3 - 1)

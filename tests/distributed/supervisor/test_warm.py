@@ -77,7 +77,7 @@ def test_nobody_waits_where_an_attempt_has_several_nodes(make_job: StartJob) -> 
 def test_nobody_waits_beside_what_is_no_training(make_job: StartJob) -> None:
     job = make_job({**LONG, "phase": "evaluation"})
     job.start()
-    job.wait_step(40)
+    job.wait_step(200)
     assert waiting(job) == {}
     assert job.wait() == 0
 

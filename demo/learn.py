@@ -26,7 +26,7 @@ from stagecoach_workloads.evaluation.statistics import p_at_least
 FOLDER, PAGE = HERE / "learning", HERE.parent / "workloads" / "results" / "learn.md"
 CORPUS, RUNS = FOLDER / "corpus", FOLDER / "runs"
 RUN_ID, CAPTIONS_ONLY = "learn", "captions-only"
-STEPS = {"pretrain": 700, "continual": 200, "sft": 2200, "video": 100, "ui": 160}  # a step on screens takes as long as four others
+STEPS = {"pretrain": 700, "continual": 500, "sft": 2200, "video": 100, "ui": 160}  # a step on screens takes as long as four others
 SAMPLES = 32  # a step of sft and of ui: two cores take 0.42 s for them, and 0.31 s for the miniature's 16
 TUNING_RATE = 5e-4  # of sft and of ui; after 450 steps of sft validation stands at 0.49, and at 0.72 with the miniature's 1e-3
 SHARES = {

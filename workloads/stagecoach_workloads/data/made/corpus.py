@@ -31,7 +31,7 @@ DATASETS: dict[str, tuple[str, tuple[type[Task], ...]]] = {
     "captions_synthetic": ("pairs", (scenes.LongCaption,)),
     "interleaved": ("interleaved", (sequences.FewShot, sequences.FewShot, sequences.Story)),
     "text": ("text", (sequences.Facts, sequences.Lists)),
-    "ocr_pages": ("pairs", (pages.Page,)),
+    "ocr_pages": ("pairs", (pages.Page, pages.TablePage)),
     "sft_general": ("conversation", (scenes.Colour, scenes.Shape, scenes.Exists, scenes.Count, scenes.Where)),
     "sft_text_rich": ("conversation", (pages.Sign, pages.Chart, pages.Table, pages.Form)),
     "sft_refer_ground": ("conversation", (scenes.Ground, scenes.Refer)),

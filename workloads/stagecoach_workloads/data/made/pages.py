@@ -9,6 +9,7 @@ from stagecoach_workloads.data.made.scenes import colours
 from stagecoach_workloads.data.made.task import Case, PairTask, Task
 
 LABELS = ("A", "B", "C", "D", "E")
+CELLS = tuple(product(LABELS[:2], "12"))  # of a table: row and column
 BUTTONS = ("Send", "Back", "Save", "Menu", "Play", "Stop", "Next", "Help")
 ICONS = {"Send": "star", "Back": "diamond", "Save": "circle", "Menu": "cross", "Play": "triangle", "Stop": "square"}
 FIELDS = ("name", "city", "total")
@@ -74,22 +75,28 @@ class Table(Task):
     lossless = True
 
     def cases(self, level: Level, split: str) -> Sequence[Case]:
-        cells = product(LABELS[:2], (1, 2), range(level.cells))
-        return [Case(f"What is in row {row}, column {column}?", str(value), (row, column)) for row, column, value in cells]
+        cells = product(CELLS, range(level.cells))
+        return [Case(f"What is in row {row}, column {column}?", str(value), (row, column)) for (row, column), value in cells]
 
     def draw(self, case: Case, brush: Brush) -> list[Picture]:
-        row, column = case.spec
-        values = {cell: str(brush.rng.randrange(brush.level.cells)) for cell in product(LABELS[:2], (1, 2))}
-        values[(row, column)] = case.answer
-        picture = brush.blank(brush.level.page, brush.level.page * 3 // 4)
-        width, height = picture.image.size
-        lines = [["", "1", "2"], *[[name, values[(name, 1)], values[(name, 2)]] for name in LABELS[:2]]]
-        for y, line in enumerate(lines):
-            for x, text in enumerate(line):
-                box = (x * width // 3, y * height // 3, (x + 1) * width // 3 - 1, (y + 1) * height // 3 - 1)
-                picture.pen.rectangle(box, outline=(120, 120, 120))
-                brush.words(picture, text, (box[0] + 2, box[1] + 2, box[2] - 2, box[3] - 2))
-        return [picture]
+        values = {cell: str(brush.rng.randrange(brush.level.cells)) for cell in CELLS}
+        return [draw_table(brush, values | {case.spec: case.answer})]
+
+
+def draw_table(brush: Brush, values: dict[tuple[str, str], str]) -> Picture:
+    """A table of the values by row and column, with a heading for each."""
+    picture = brush.blank(brush.level.page, brush.level.page)
+    width, height = picture.image.size
+    rows, columns = (list(dict.fromkeys(names)) for names in zip(*values, strict=True))
+    headings = {("", column): column for column in columns} | {(row, ""): row for row in rows}
+    across, down = len(columns) + 1, len(rows) + 1
+    for (y, row), (x, column) in product(enumerate(["", *rows]), enumerate(["", *columns])):
+        box = (x * width // across, y * height // down, (x + 1) * width // across - 1, (y + 1) * height // down - 1)
+        picture.pen.rectangle(box, outline=(120, 120, 120))
+        brush.words(picture, (values | headings).get((row, column), ""), (box[0] + 2, box[1] + 2, box[2] - 2, box[3] - 2))
+        if (row, column) in values:
+            picture.boxes.append((values[row, column], box))
+    return picture
 
 
 class Form(Task):
@@ -138,6 +145,20 @@ class Page(PairTask):
         write_lines(brush, picture, [*lines, *[""] * (brush.level.lines - len(lines))])
         picture.boxes = [box for box in picture.boxes if box[0]]
         return [picture]
+
+
+class TablePage(PairTask):
+    """A page with a table; the text is what its rows hold. DocStruct-4M, a share of continual pre-training, has such (recipes.md 2.1)."""
+
+    category = "ocr_tables"
+    lossless = True
+
+    def cases(self, level: Level, split: str) -> Sequence[Case]:
+        texts = ("{} {} / {} {}".format(*values) for values in product(range(level.cells), repeat=len(CELLS)))
+        return [Case("", text) for text in texts if in_split(text, split)]
+
+    def draw(self, case: Case, brush: Brush) -> list[Picture]:
+        return [draw_table(brush, dict(zip(CELLS, case.answer.replace(" / ", " ").split(), strict=True)))]
 
 
 class Sum(Task):

@@ -4,19 +4,20 @@
 
 The demo's flow at the corpus' `learn` level with more steps, then: the video suite on the parent that saw no video, the questions with
 images shuffled, and in-context questions on this pre-training and on one that saw captions alone. Run again, it goes on where it was.
-Exit: 0 everything asked for was reached, 1 something was not; the page says what.
+Exit: 0 everything asked for was reached, 1 something was not (the page says what), 130 after Ctrl-C.
 """
 
 import argparse
 import json
 import os
+import shlex
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from scores import HEADER, HERE, SURE, is_above_chance, line_of, scores_of, stagecoach
+from scores import HEADER, HERE, SURE, exit_code, is_above_chance, line_of, scores_of, stagecoach, way_on
 
 from stagecoach.contract.evaluation import Score
 from stagecoach.contract.ledger import JobFolder, Runs
@@ -24,7 +25,7 @@ from stagecoach.storage import as_uri
 from stagecoach_workloads.evaluation.statistics import p_at_least
 
 FOLDER, PAGE = HERE / "learning", HERE.parent / "workloads" / "results" / "learn.md"
-CORPUS, RUNS = FOLDER / "corpus", FOLDER / "runs"
+CORPUS, RUNS, STATE = FOLDER / "corpus", FOLDER / "runs", FOLDER / "state"
 RUN_ID, CAPTIONS_ONLY = "learn", "captions-only"
 STEPS = {"pretrain": 700, "continual": 500, "sft": 2200, "video": 100, "ui": 160}  # a step on screens takes as long as four others
 SAMPLES = 32  # a step of sft and of ui: two cores take 0.42 s for them, and 0.31 s for the miniature's 16
@@ -61,7 +62,7 @@ def main() -> int:
     if not 0 < asked.scale <= 10:
         parser.error(f"--scale {asked.scale:g}: give a share of the steps above 0, at most 10")
     started = time.monotonic()
-    os.environ["STAGECOACH_STATE_DIR"] = str(FOLDER / "state")
+    os.environ["STAGECOACH_STATE_DIR"] = str(STATE)
     train(asked.scale)
     ask_more()
     verdicts, table = judge(Runs.open(as_uri(str(RUNS))))
@@ -235,5 +236,15 @@ def page(scale: float, minutes: float, table: Sequence[str], verdicts: Verdicts)
     return "\n".join(lines)
 
 
+def after_interrupt() -> str:
+    """What is left, and what can be done about it."""
+    again = shlex.join([sys.executable, *sys.argv])
+    said = [
+        f"Stopped; a job that had begun may still run. `{again}` goes on where it was.",
+        "An evaluation after the last stage runs to its end; what else runs can be ended:",
+    ]
+    return "\n".join([*said, *way_on(RUN_ID, CAPTIONS_ONLY, runs=RUNS, state=STATE)])
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(main, after_interrupt))

@@ -1,10 +1,10 @@
 """`make demo`: the main job, embedded. Preflight, corpus, plan, five stages through Prefect and TorchX, a rank killed on the way, scores,
 report.
 
-Everything goes through the command line that a user has. Exit: 0 all ran and what can be learned in this time was, 1 something was not.
+Everything goes through the command line that a user has. Exit: 0 all ran and what can be learned in this time was, 1 something was not,
+130 after Ctrl-C.
 """
 
-import json
 import os
 import shutil
 import signal
@@ -13,7 +13,7 @@ import threading
 import time
 
 import psutil
-from scores import HEADER, HERE, is_above_chance, line_of, scores_of, stagecoach
+from scores import HEADER, HERE, exit_code, is_above_chance, line_of, scores_of, stagecoach, way_on
 
 from stagecoach.constants import ExitCode
 from stagecoach.contract.ledger import JobFolder, Runs
@@ -124,9 +124,11 @@ def show_scores(runs: Runs) -> bool:
     return not missed
 
 
+def after_interrupt() -> str:
+    """What is left, and what can be done about it."""
+    said = "The demo was stopped; a job that it had started may still run. End it before the next `make demo`, which begins anew."
+    return "\n".join([said, *way_on(RUN_ID, runs=RUNS, state=STATE)])
+
+
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:
-        print(json.dumps("stopped"), file=sys.stderr)
-        sys.exit(130)
+    sys.exit(exit_code(main, after_interrupt))

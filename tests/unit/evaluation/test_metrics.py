@@ -128,10 +128,24 @@ def test_choices_and_texts() -> None:
     options = ["cat", "dog", "big dog"]
     said = {"B": 1, "(B)": 1, "B. dog": 1, "b": 0, "dog": 1, "Dog.": 1, "A": 0, "D": 0, "big dog": 0, "": 0, "Because": 0}
     assert {answer: choice(answer, options, 1) for answer in said} == said
+    forms = ("B)", "B:", "B.", "(B) dog", "B) it is", "B: dog", "B\nIt barks.")
+    assert [choice(answer, options, 1) for answer in forms] == [1] * len(forms)
     assert exact("red  circle.", "red circle")
     assert not exact("Red circle", "red circle")
     assert exact_any("1,000.00", ["1000"]) == 1
     assert score("exact", "x", {"value": "x"}) == 1
+
+
+def test_an_article_is_no_letter() -> None:
+    options = ["a blue car", "A red bus", "I. Newton", "A. Lincoln"]
+    meant = {"A red bus": 1, "a red bus.": 1, "A blue car": 0, "A. Lincoln": 3, "A. a blue car": 0, "A": 0, "A bus": None, "(A bus)": None}
+    for answer, number in meant.items():
+        assert [choice(answer, options, right) for right in range(4)] == [right == number for right in range(4)], answer
+
+
+def test_a_lone_letter_is_what_was_asked_for_even_where_it_is_an_options_text() -> None:
+    assert [choice("A", ["B", "A"], number) for number in range(2)] == [1, 0]
+    assert [choice("V", ["I", "II", "V"], number) for number in range(3)] == [0, 0, 1]  # there is no option V by letter
 
 
 def test_luck_is_the_exact_binomial() -> None:

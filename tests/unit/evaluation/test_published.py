@@ -18,6 +18,7 @@ from stagecoach.errors import DataError
 from stagecoach.storage import open_store
 from stagecoach_workloads.evaluation.answering import gold_of
 from stagecoach_workloads.evaluation.metrics import is_single, score
+from stagecoach_workloads.evaluation.published.folder import is_training
 from stagecoach_workloads.evaluation.published.formats import READERS, published_suite
 from stagecoach_workloads.evaluation.question import Question
 from stagecoach_workloads.evaluation.suite import Suite
@@ -302,3 +303,126 @@ def test_a_value_of_another_kind_is_bad_data_and_no_crash(tmp_path: Path) -> Non
     write_parquet(tmp_path / "r", "val.parquet", [row])
     with pytest.raises(DataError, match="not as refcoco has it"):
         read(tmp_path / "r", "refcoco")
+
+
+SCIENCE = {"question": "Is it?", "choices": ["no", "yes"], "answer": 1, "hint": ""}
+
+
+def widths(suite: Suite) -> list[int]:
+    return [Image.open(io.BytesIO(image.read())).width for question in suite.questions for image in question.images]
+
+
+@pytest.mark.parametrize("folder", ["", "test/"])
+def test_each_question_of_scienceqa_shows_its_own_image_though_all_are_called_alike(folder: str, tmp_path: Path) -> None:
+    numbers = (3, 5, 13)
+    write_json(tmp_path, "problems.json", {str(number): {**SCIENCE, "image": "image.png", "split": "test"} for number in numbers})
+    for number in (*numbers, 7):
+        write_image(tmp_path, f"{folder}{number}/image.png", width=number)
+    assert widths(read(tmp_path, "scienceqa")) == list(numbers)
+    for number in numbers:
+        (tmp_path / f"{folder}{number}/image.png").unlink()
+    with pytest.raises(DataError, match=r"the image 3/image.png is not there"):  # and question 7's, now the only one, is not shown for it
+        read(tmp_path, "scienceqa")
+
+
+def test_an_image_is_found_where_its_name_tells_which_it_is(tmp_path: Path) -> None:
+    write_json(tmp_path, "rows.json", [{"questionId": 9, "question": "Is it?", "image": "documents/d_1.png", "answers": ["Yes"]}])
+    write_image(tmp_path, "pages/d_1.png", width=1)
+    assert widths(read(tmp_path, "docvqa")) == [1]  # elsewhere than the row says
+    write_image(tmp_path, "thumbnails/d_1.png", width=2)
+    with pytest.raises(DataError, match=r"documents/d_1.png may be any of 2 files: pages/d_1.png, thumbnails/d_1.png; take the others out"):
+        read(tmp_path, "docvqa")
+    write_image(tmp_path, "all/documents/d_1.png", width=3)
+    assert widths(read(tmp_path, "docvqa")) == [3]
+    write_image(tmp_path, "documents/d_1.png", width=4)
+    assert widths(read(tmp_path, "docvqa")) == [4]
+
+
+TRAINING = {
+    "train/data.json": True,
+    "default/train/0000.parquet": True,
+    "train2014/rows.json": True,
+    "Training/rows.json": True,
+    "test/train_rows.json": True,
+    "miniTrain.json": True,
+    "train/values.json": True,
+    "default/test/0000.parquet": False,
+    "constrained/rows.json": False,
+    "annotations_trainval2014/annotations/captions_val2014.json": False,
+    "annotations_trainval2014/annotations/captions_train2014.json": True,
+    "rows.json": False,
+}
+
+
+@pytest.mark.parametrize(("key", "expected"), TRAINING.items())
+def test_a_training_file_is_told_by_its_path(key: str, expected: bool) -> None:
+    assert is_training(key) == expected
+
+
+def test_files_in_a_training_folder_are_shots_and_never_asked(tmp_path: Path) -> None:
+    row = {"question": "Is it?", "image": "1.png", "answers": ["Yes"]}
+    write_json(tmp_path, "docs/train/0000.json", [{**row, "questionId": number, "question": f"Train {number}?"} for number in (1, 2, 3)])
+    write_json(tmp_path, "docs/test/0000.json", [{**row, "questionId": 9}])
+    write_image(tmp_path, "1.png")
+    suite = read(tmp_path, "docvqa")
+    assert [question.id for question in suite.questions] == ["docvqa/9"]
+    assert {shot.id for shot in suite.ask(suite.questions[0], 3)[1]} == {"docvqa/1", "docvqa/2", "docvqa/3"}
+
+
+def test_problems_of_all_splits_lie_in_one_file_wherever_that_is(tmp_path: Path) -> None:
+    splits = {"3": "test", "4": "val", "5": "train"}
+    problems = {number: {**SCIENCE, "image": None, "split": split} for number, split in splits.items()}
+    write_json(tmp_path, "train_and_test/problems.json", problems)
+    suite = read(tmp_path, "scienceqa")
+    assert [question.id for question in suite.questions] == ["scienceqa/3"]
+    assert [shot.id for shot in suite.ask(suite.questions[0], 1)[1]] == ["scienceqa/5"]
+
+
+def test_what_official_downloads_have_beside_their_rows_is_not_read(tmp_path: Path) -> None:
+    chart = tmp_path / "chartqa"
+    chartqa_own(chart)
+    write_json(chart, "test/annotations/1.json", {"models": [{"name": "a"}], "type": "v_bar"})
+    write_json(chart, "train/annotations/2.json", {"models": [], "type": "pie"})
+    write_json(chart, "train/train_human.json", [{"imgname": "1.png", "query": "Train?", "label": "12"}])
+    suite = read(chart, "chartqa")
+    assert {question.category for question in suite.questions} == {"chartqa_human", "chartqa_augmented"}
+    assert [words(shot) for shot in suite.ask(suite.questions[0], 1)[1]] == ["Train?"]
+    science = tmp_path / "scienceqa"
+    scienceqa_own(science)
+    write_json(science, "pid_splits.json", {"train": ["5"], "test": ["3", "4"]})
+    assert len(read(science, "scienceqa").questions) == 2
+
+
+def test_files_of_something_else_are_to_be_taken_out(tmp_path: Path) -> None:
+    docvqa_own(tmp_path)
+    for other in ({"train": ["5"]}, [{"page": 1}]):
+        write_json(tmp_path, "other.json", other)
+        with pytest.raises(DataError, match=r"other.json: .*; take files that are not this benchmark's out of the folder"):
+            read(tmp_path, "docvqa")
+
+
+BLANK: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
+    ("textvqa", {"question_id": 1, "image_id": "ab", "question": "is it?"}, {"answers": [""] * 10}),
+    ("vqav2", {"question_id": 1, "question": "Is it?"}, {"answers": [{"answer": " "}] * 10}),
+    ("docvqa", {"questionId": 1, "question": "Is it?"}, {"answers": ["", None]}),
+    ("chartqa", {"type": "human", "question": "Is it?"}, {"answer": ""}),
+    ("chartqa", {"type": "human", "question": "Is it?"}, {"answer": []}),
+    ("coco_captions", {"question_id": "1"}, {"answer": ["", "\n"]}),
+    ("textcaps", {"image_id": "ab"}, {"caption_str": [""] * 5, "reference_strs": None}),
+]
+
+
+@pytest.mark.parametrize(("name", "row", "blank"), BLANK)
+def test_a_row_whose_answers_are_all_blank_has_none(name: str, row: dict[str, Any], blank: dict[str, Any], tmp_path: Path) -> None:
+    write_image(tmp_path, "ab.jpg")
+    write_json(tmp_path, "test.json", [{**row, **blank, "image": "ab.jpg"}])
+    with pytest.raises(DataError, match=f"no row of {name} with an answer"):
+        read(tmp_path, name)
+
+
+def test_who_said_nothing_is_one_of_the_ten_as_in_the_official_script(tmp_path: Path) -> None:
+    write_image(tmp_path, "ab.jpg")
+    write_json(tmp_path, "val.json", [{"question_id": 1, "image_id": "ab", "question": "is it?", "answers": [*[""] * 7, *["yes"] * 3]}])
+    [question] = read(tmp_path, "textvqa").questions
+    assert question.answer == "yes"
+    assert score(question.metric, "yes", gold_of(question)) == pytest.approx(0.9)

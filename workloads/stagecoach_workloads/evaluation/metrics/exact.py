@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 
-_LETTER = re.compile(r"^\(?([A-Z])(?:[).:]|\b)")
+_LETTER = re.compile(r"(?:\((?=[A-Z]\)))?([A-Z])(?:[).:]|\s*\n|$)")  # no word that begins with one, nor the article in "A red bus"
 
 
 def exact(answer: str, value: str) -> float:
@@ -21,16 +21,21 @@ def exact_any(answer: str, answers: Sequence[str]) -> float:
 
 
 def choice(answer: str, options: Sequence[str], right: int) -> float:
-    """1 when the answer names option number `right`: by its letter (`B`, `(B)`, `B.`, `B. text`), or by exactly its text.
+    """1 when the answer names option number `right`: by its letter, or by exactly its text without regard to case.
+
+    A letter counts alone, also on a line of its own, and before a mark, whatever follows that: `B`, `(B)`, `B)`, `B.`, `B:`, `B. text`.
+    An answer that is exactly one option's text is that option, whatever letter it begins with. A letter with nothing after it is
+    always the letter, which is what is asked for, even where another option's text is that letter.
 
     MMMU's official parser draws at random when it finds nothing; here nothing is wrong, so that a score does not hang on luck.
     """
     said = answer.strip()
-    letter = _LETTER.match(said)
-    if letter and ord(letter[1]) - ord("A") < len(options):
-        return float(ord(letter[1]) - ord("A") == right)
     texts = [_plain(option).lower() for option in options]
-    return float(_plain(said).lower() == texts[right] and texts.count(texts[right]) == 1)
+    is_text = texts.count(_plain(said).lower()) == 1
+    letter = _LETTER.match(said)
+    if letter and ord(letter[1]) - ord("A") < len(options) and (letter.end() == len(said) or not is_text):
+        return float(ord(letter[1]) - ord("A") == right)
+    return float(is_text and _plain(said).lower() == texts[right])
 
 
 def _plain(text: str) -> str:

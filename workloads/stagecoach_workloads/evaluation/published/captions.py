@@ -3,7 +3,7 @@
 from collections import defaultdict
 from collections.abc import Iterator
 
-from stagecoach_workloads.evaluation.published.folder import Folder, asked
+from stagecoach_workloads.evaluation.published.folder import Folder, asked, texts_of
 from stagecoach_workloads.evaluation.published.rows import whole_json
 from stagecoach_workloads.evaluation.question import Picture, Question
 
@@ -17,28 +17,28 @@ def coco(folder: Folder, *, train: bool) -> Iterator[Question]:
             yield from _instances(folder, key)
         return
     for where, row in folder.rows("image", "answer", train=train):
-        if row["answer"]:
-            yield _caption("coco_captions", str(row.get("question_id") or where), folder.image(row), list(row["answer"]))
+        if captions := texts_of(row["answer"]):
+            yield _caption("coco_captions", str(row.get("question_id") or where), folder.image(row), captions)
 
 
 def textcaps(folder: Folder, *, train: bool) -> Iterator[Question]:
     """Parquet rows (`image_id`, `image`, `caption_str`: the captions), or TextCaps' own JSON (`data`: `image_id`, `reference_strs`)."""
     told: set[str] = set()
     for where, row in folder.rows("image_id", train=train):
-        captions = row.get("reference_strs") or row.get("caption_str")
+        captions = texts_of(row.get("reference_strs")) or texts_of(row.get("caption_str"))
         name = str(row["image_id"])
         if not captions or name in told:  # its own JSON repeats an image for each caption
             continue
         told.add(name)
         picture = folder.image(row, f"{name}.jpg", f"{name}.png")
-        yield _caption("textcaps", f"{name}@{where}", picture, [captions] if isinstance(captions, str) else list(captions))
+        yield _caption("textcaps", f"{name}@{where}", picture, captions)
 
 
 def _instances(folder: Folder, key: str) -> Iterator[Question]:
     loaded = whole_json(folder.store, key)
     captions: dict[int, list[str]] = defaultdict(list)
     for annotation in loaded.get("annotations", []):
-        captions[annotation["image_id"]].append(annotation["caption"])
+        captions[annotation["image_id"]] += texts_of(annotation["caption"])
     for image in loaded.get("images", []):
         if captions.get(image["id"]):
             yield _caption("coco_captions", str(image["id"]), folder.image({}, image["file_name"]), captions[image["id"]])

@@ -18,7 +18,7 @@ _NEXT_KINDS = {"C": "causal", "T": "temporal", "D": "descriptive"}
 
 def scienceqa(folder: Folder, *, train: bool) -> Iterator[Question]:
     """Rows `image` (or none), `question`, `choices`, `answer` (its number), `hint`; ScienceQA's own `problems.json` is alike, with
-    `{id}/image.png` beside it and its `split` told in each row. Questions with and without an image are two categories (SQA-IMG)."""
+    `{id}/image.png` below the folder and its `split` told in each row. Questions with and without an image are two categories (SQA-IMG)."""
     for where, row in _science_rows(folder, train=train):
         options, right = [str(each) for each in row["choices"]], int(row["answer"])
         hint = text_of(row.get("hint"))
@@ -31,18 +31,17 @@ def scienceqa(folder: Folder, *, train: bool) -> Iterator[Question]:
 
 
 def _science_rows(folder: Folder, *, train: bool) -> Iterator[tuple[str, Row]]:
-    """`problems.json` holds all splits: its test split is asked, its training split is for shots."""
-    wanted = ("question", "choices", "answer")
+    """`problems.json` holds all splits: its test split is asked, its training split is for shots. Where there is one, only it is read."""
     own = [key for key in folder.files if key.rpartition("/")[2] == "problems.json"]
-    for where, row in folder.rows(*wanted, train=False if own else train):
+    for where, row in folder.rows_in(own or folder.keys(train=train), "question", "choices", "answer"):
         if "split" not in row or row["split"] == ("train" if train else "test"):
             yield where, row
 
 
 def _science_image(folder: Folder, row: Row) -> Picture | None:
     image = row.get("image")
-    if isinstance(image, str) and row.get("id") is not None:
-        return folder.image({"image": f"{row['id']}/{image}"})
+    if isinstance(image, str) and image.endswith("image.png"):  # all are called so: the id must be in the path
+        return folder.image({"image": image if "/" in image else f"{row.get('id')}/{image}"}, moved=False)
     return folder.image(row) if image is not None else None
 
 

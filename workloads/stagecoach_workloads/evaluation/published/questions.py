@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from stagecoach_workloads.evaluation.published.folder import SHORT, Folder, asked, text_of
+from stagecoach_workloads.evaluation.published.folder import SHORT, Folder, asked, text_of, texts_of
 from stagecoach_workloads.evaluation.published.rows import whole_json
 from stagecoach_workloads.evaluation.question import Picture, Question
 
@@ -17,7 +17,7 @@ def vqav2(folder: Folder, *, train: bool) -> Iterator[Question]:
         yield from _official_vqa(folder, train=train)
         return
     for where, row in folder.rows("question", "image", "answers", train=train):
-        answers = _texts(row["answers"])
+        answers = texts_of(row["answers"])
         if answers:
             yield _open("vqav2", str(row.get("question_id") or where), folder.image(row), row["question"], answers, "vqa_accuracy")
 
@@ -26,7 +26,7 @@ def _official_vqa(folder: Folder, *, train: bool) -> Iterator[Question]:
     keys = folder.keys(train=train)
     answers: dict[int, list[str]] = {}
     for key in (key for key in keys if key.endswith("_annotations.json")):
-        answers |= {each["question_id"]: _texts(each["answers"]) for each in whole_json(folder.store, key)["annotations"]}
+        answers |= {each["question_id"]: texts_of(each["answers"]) for each in whole_json(folder.store, key)["annotations"]}
     for key in (key for key in keys if key.endswith("_questions.json")):
         for row in whole_json(folder.store, key)["questions"]:
             number, image = row["question_id"], int(row["image_id"])
@@ -38,7 +38,7 @@ def _official_vqa(folder: Folder, *, train: bool) -> Iterator[Question]:
 def textvqa(folder: Folder, *, train: bool) -> Iterator[Question]:
     """Parquet rows, or TextVQA's own JSON (`data`), alike: `question_id`, `image_id`, `image`, `question`, `answers` (ten texts)."""
     for where, row in folder.rows("question", "image_id", train=train):
-        answers = _texts(row.get("answers"))
+        answers = texts_of(row.get("answers"))
         if answers:
             picture = folder.image(row, f"{row['image_id']}.jpg")
             name = str(row.get("question_id") or where)
@@ -48,21 +48,26 @@ def textvqa(folder: Folder, *, train: bool) -> Iterator[Question]:
 def docvqa(folder: Folder, *, train: bool) -> Iterator[Question]:
     """Parquet rows, or DocVQA's own JSON (`data`), alike: `questionId`, `question`, `image`, `answers`."""
     for where, row in folder.rows("question", "image", train=train):
-        answers = _texts(row.get("answers"))
+        answers = texts_of(row.get("answers"))
         if answers:
             yield _open("docvqa", str(row.get("questionId") or where), folder.image(row), row["question"], answers, "anls")
 
 
 def chartqa(folder: Folder, *, train: bool) -> Iterator[Question]:
     """Parquet rows (`type`, `question`, `answer`, `image`), or ChartQA's own `*_human.json` and `*_augmented.json` (`imgname`, `query`,
-    `label`). Asked by people and made by machine are two categories, whose mean is the benchmark's number."""
-    for where, row in folder.rows(train=train):
+    `label`), beside which its download has a file for each chart: where there are such, only they are read. Asked by people and made by
+    machine are two categories, whose mean is the benchmark's number."""
+    own = ("_human.json", "_augmented.json")
+    keys = folder.keys(train=train)
+    if any(key.endswith(own) for key in folder.files):
+        keys = [key for key in keys if key.endswith(own)]
+    for where, row in folder.rows_in(keys):
         question, answer = row.get("question") or row.get("query"), row.get("answer", row.get("label"))
-        if question is None or answer is None:
+        value = text_of(next(iter(answer), None) if isinstance(answer, list) else answer)
+        if question is None or not value:
             continue
         kind = "human" if "human" in str(row.get("type") or where) else "augmented"
         names = [str(row["imgname"])] if row.get("imgname") else []
-        value = text_of(answer[0] if isinstance(answer, list) else answer)
         yield _question("chartqa", where, f"chartqa_{kind}", folder.image(row, *names), str(question), value, {"value": value}, "relaxed")
 
 
@@ -80,13 +85,8 @@ def refcoco(folder: Folder, *, train: bool) -> Iterator[Question]:
             yield question
 
 
-def _texts(answers: Any) -> list[str]:
-    """`["yes", ...]` or `[{"answer": "yes"}, ...]`."""
-    return [str(each["answer"] if isinstance(each, dict) else each) for each in answers or [] if each is not None]
-
-
 def _open(name: str, number: str, picture: Picture, question: str, answers: Sequence[str], metric: str) -> Question:
-    common = Counter(answers).most_common(1)[0][0]
+    common = Counter(answer for answer in answers if answer).most_common(1)[0][0]
     return _question(name, number, name, picture, question, common, {"answers": list(answers)}, metric)
 
 

@@ -102,7 +102,10 @@ def _listed(loaded: Any, uri: str) -> list[Row]:
     if isinstance(loaded, dict) and loaded and all(isinstance(row, dict) for row in loaded.values()):
         loaded = [{"id": name, **row} for name, row in loaded.items()]
     if not isinstance(loaded, list) or not all(isinstance(row, dict) for row in loaded):
-        raise DataError(f"{uri}: no list of rows: a list, {{'data': [...]}} or an object of rows by id is read")
+        raise DataError(
+            f"{uri}: no list of rows: a list, {{'data': [...]}} or an object of rows by id is read; "
+            "take files that are not this benchmark's out of the folder"
+        )
     return loaded
 
 

@@ -11,6 +11,7 @@ from stagecoach.explain.facts import gather
 from stagecoach.explain.records import Explanation, Next
 from stagecoach.explain.resolve import Place, Target
 from stagecoach.explain.verdict import explain
+from stagecoach.report.numbers import finite
 
 EXPLAIN_S = 5.0  # while nothing runs the launcher is asked so often
 SETTLE_S = 30.0  # a stage runner or a flow submits again, or starts the next stage, within seconds
@@ -166,10 +167,10 @@ def read_losses(folder: JobFolder, attempt: int) -> dict[int, float]:
     for key in folder.segments("events", attempt, "rank-0")[-LOSS_SEGMENTS:]:
         for event in parse_events(folder.store.read(key)):
             value = event.get("value")
-            loss = value.get("loss") if event.get("name") == "step" and isinstance(value, Mapping) else None
+            loss = finite(value.get("loss")) if event.get("name") == "step" and isinstance(value, Mapping) else None
             step = event.get("step")
-            if isinstance(loss, float | int) and isinstance(step, int):
-                losses[step] = float(loss)
+            if loss is not None and isinstance(step, int):
+                losses[step] = loss
     return losses
 
 

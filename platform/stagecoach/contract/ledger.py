@@ -174,12 +174,14 @@ class JobFolder:
             yield rest.decode("utf-8", "replace")
 
     def events(self, attempt: int, source: str) -> Iterator[Mapping[str, Any]]:
-        """Events of one rank in one attempt; a torn last line of a killed writer is passed over."""
+        """Events of one rank in one attempt; a torn last line of a killed writer is passed over, as is what is no event."""
         for line in self.lines("events", attempt, source):
             try:
-                yield json.loads(line)
+                event = json.loads(line)
             except (ValueError, RecursionError):
                 continue
+            if isinstance(event, dict):
+                yield event
 
     # --- inside
 

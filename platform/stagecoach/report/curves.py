@@ -4,6 +4,8 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
+from stagecoach.report.numbers import finite
+
 
 @dataclass(slots=True)
 class Bin:
@@ -72,7 +74,8 @@ class Curves:
 
     def add(self, attempt: int, name: str, step: int, value: object) -> None:
         """Takes finite numbers; counts the others."""
-        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e300:
+        number = finite(value)
+        if number is None:
             self.not_finite += value is not None
             return
         by_attempt = self.series.get(name)
@@ -83,7 +86,7 @@ class Curves:
         found = by_attempt.get(attempt)
         if found is None:
             found = by_attempt[attempt] = Series(self.width)
-        found.add(step, float(value), is_kept=step <= self.kept_until.get(attempt, math.inf))
+        found.add(step, number, is_kept=step <= self.kept_until.get(attempt, math.inf))
 
     def rewind(self, attempt: int, to_step: int) -> None:
         for by_attempt in self.series.values():

@@ -17,7 +17,7 @@ MOST_WORST = 12
 SHOWN_AT_ONCE = 8
 PLAIN_METRICS = {
     "exact": "exact match",
-    "iou_50": "IoU ≥ 0.5",
+    "iou_50": "IoU > 0.5",
     "vqa_accuracy": "VQA accuracy",
     "anls": "ANLS",
     "cider": "CIDEr",

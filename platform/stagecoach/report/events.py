@@ -11,6 +11,7 @@ from typing import Any
 from stagecoach.contract.ledger import JobFolder
 from stagecoach.errors import StagecoachError
 from stagecoach.report.curves import Curves
+from stagecoach.report.numbers import finite
 
 SOURCE = "rank-0"  # the one that tells scalars
 BINS = 400  # a chart is 380 wide
@@ -118,14 +119,16 @@ def _take_step(attempt: int, step: int, value: dict[str, Any], told: Told) -> No
 
 
 def _take_shares(value: dict[str, Any], told: Told) -> None:
-    """Achieved shares by source over a window of `steps` steps, as `ShareMeter.report` has them: name -> [achieved, wanted]."""
-    steps, shares = value.get("steps"), value.get("source")
-    if not isinstance(steps, int) or steps <= 0 or not isinstance(shares, dict):
+    """Achieved shares by source over a window of `steps` steps, as `ShareMeter.report` has them: name -> [achieved, wanted]. What is no
+    share of a whole is passed over."""
+    steps, shares = finite(value.get("steps")), value.get("source")
+    if steps is None or steps < 1 or not isinstance(shares, dict):
         return
     for name, pair in list(shares.items())[:1000]:
-        if isinstance(pair, list) and pair and isinstance(pair[0], int | float):
+        share = finite(pair[0]) if isinstance(pair, list) and pair else None
+        if share is not None and 0 <= share <= 1:
             sums = told.mixture.setdefault(name, [0.0, 0.0])
-            sums[0] += pair[0] * steps
+            sums[0] += share * steps
             sums[1] += steps
 
 

@@ -1,7 +1,16 @@
-"""Numbers as a person reads them, and where an axis has its marks."""
+"""Numbers out of a bucket, as a person reads them, and where an axis has its marks."""
 
 import math
 from collections.abc import Sequence
+
+GREATEST = 1e300  # what is larger could not be summed
+
+
+def finite(value: object) -> float | None:
+    """A number of JSON that nobody checked. None for what is none, for NaN and infinity, and for integers that no float holds."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < GREATEST:
+        return None
+    return float(value)
 
 
 def count(value: float) -> str:

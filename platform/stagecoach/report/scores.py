@@ -3,7 +3,6 @@ still running has answers and no scores."""
 
 import base64
 import json
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,6 +11,7 @@ from stagecoach.contract.evaluation import ANSWERS, SAMPLES, SCORES, Score, Scor
 from stagecoach.contract.ledger import JobFolder
 from stagecoach.contract.records import decode
 from stagecoach.errors import StagecoachError
+from stagecoach.report.numbers import finite
 from stagecoach.storage import NotFound, Store
 
 MOST_SUITES = 40
@@ -155,7 +155,7 @@ def answer_of(told: object) -> Answer | None:
     """An answer as evaluations write it; what is missing is empty. None for anything but an object."""
     if not isinstance(told, dict):
         return None
-    shots, worth, picture = told.get("shots"), told.get("score"), told.get("picture")
+    shots, picture = told.get("shots"), told.get("picture")
     is_key = isinstance(picture, str) and picture.startswith(f"{SAMPLES}/") and ".." not in picture
     return Answer(
         id=_text(told.get("id")),
@@ -164,7 +164,7 @@ def answer_of(told: object) -> Answer | None:
         question=_text(told.get("question")),
         answer=_text(told.get("answer")),
         gold=_text(told.get("gold")),
-        worth=float(worth) if isinstance(worth, int | float) and math.isfinite(worth) else None,
+        worth=finite(told.get("score")),
         picture=picture if is_key else None,
         trouble=_text(told.get("trouble")),
     )

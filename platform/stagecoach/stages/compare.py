@@ -9,6 +9,7 @@ from stagecoach.contract.job import RunRecord
 from stagecoach.contract.ledger import JobFolder, Runs
 from stagecoach.contract.records import leaves
 from stagecoach.errors import ConfigError
+from stagecoach.report.numbers import finite
 from stagecoach.stages.act import run_of
 
 SHOWN_STEPS = 12  # of the losses' table
@@ -77,9 +78,9 @@ def losses_of(folder: JobFolder) -> dict[int, float]:
         found = {step: loss for step, loss in found.items() if step <= first}
         for event in folder.events(attempt, "rank-0"):
             value, step = event.get("value"), event.get("step")
-            loss = value.get("loss") if event.get("name") == "step" and isinstance(value, Mapping) else None
-            if isinstance(step, int) and isinstance(loss, int | float):
-                found[step] = float(loss)
+            loss = finite(value.get("loss")) if event.get("name") == "step" and isinstance(value, Mapping) else None
+            if isinstance(step, int) and loss is not None:
+                found[step] = loss
     return found
 
 

@@ -77,7 +77,7 @@ def test_lines_that_a_segment_cuts_are_joined(job: JobFolder) -> None:
 
 
 def test_a_torn_event_is_passed_over(job: JobFolder) -> None:
-    job.write_segment("events", 1, "rank-0", 0, b'{"name": "loss", "value": 1.5, "step": 1}\n{"name": "lo')
+    job.write_segment("events", 1, "rank-0", 0, b'{"name": "loss", "value": 1.5, "step": 1}\n[]\n7\n{"name": "lo')
     assert [event["value"] for event in job.events(1, "rank-0")] == [1.5]
 
 

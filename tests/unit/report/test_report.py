@@ -1,6 +1,7 @@
 """The report's page: what it says of finished, failed, running and damaged runs, and that nothing of a bucket becomes markup."""
 
 import json
+import math
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -17,6 +18,7 @@ from stagecoach.report.scores import picture_kind, read_answer
 from stagecoach.report.story import Story, read_story
 from stagecoach.testing.ledger import AT, write_run
 from stagecoach.testing.runs import plan_of, write_events, write_finished_run, write_suite
+from stagecoach_workloads.evaluation.metrics.boxes import box_hits
 
 HOSTILE = "\"><script>alert(1)</script><img src=x onerror='alert(2)'></style></title>&lt;b&gt;\u202e"
 
@@ -204,6 +206,36 @@ def test_damaged_objects_are_named_in_the_page_and_the_rest_is_shown() -> None:
     assert "newer than stagecoach.scores/1" in text
     assert story.stages[0].told.curves.not_finite == 1
     assert len(story.stages[0].told.curves.kept("loss")) == 20
+
+
+def test_odd_numbers_in_a_bucket_are_passed_over_and_the_page_is_made(tmp_path: Path) -> None:
+    root, whole = tmp_path.as_uri(), 10**400  # JSON that Python reads, and no float holds
+    books = write_finished_run(root, steps=20)
+    told = [
+        {"steps": steps, "source": {"text": [share, 0.1]}}
+        for steps, share in ((1, math.nan), (1, math.inf), (1, whole), (1, -whole), (1, 7.0), (1, True), (whole, 0.9), (math.nan, 0.9))
+    ]
+    lines = [{"t": 0.0, "step": 20, "name": "shares", "value": value} for value in told]
+    lines += [{"t": 0.0, "step": 20, "name": "step", "value": {"loss": loss}} for loss in (whole, math.nan, 1e301, True)]
+    store = books[0].folder.store
+    store.publish("events/attempt-1/rank-0/000007", "".join(json.dumps(line) + "\n" for line in lines).encode())
+    odd = [{"id": f"odd-{score}", "category": "colour", "answer": "red", "score": score} for score in (whole, -whole, math.nan, math.inf)]
+    store.publish("evaluation/made/answers/000001.jsonl", "".join(json.dumps(line) + "\n" for line in odd).encode())
+    store.publish("evaluation/made/samples/samples.json", json.dumps(odd).encode())
+    story = story_of(root, "demo-run")
+    page = Parsed(build_page(story))
+    pretrain = story.stages[0]
+    assert pretrain.told.mixture["text"] == story.stages[2].told.mixture["text"]  # the same curve, without the odd ones
+    assert pretrain.told.curves.not_finite == 4
+    assert [answer.worth for answer in pretrain.suites[0].samples] == [None] * 4
+    assert "digests match" in page.text
+
+
+def test_a_box_is_right_above_an_overlap_of_one_half_and_the_page_says_so(finished: Story) -> None:
+    assert [box_hits("[0, 0, 1, 1]", (0.0, 0.0, 1.0, height)) for height in (0.5, 0.51)] == [0.0, 1.0]
+    text = Parsed(build_page(finished)).text
+    assert "IoU > 0.5" in text
+    assert "IoU ≥" not in text
 
 
 def test_a_long_run_is_thinned_while_it_is_read_and_skipped_steps_are_all_counted(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import os
 import pty
 import signal
@@ -23,6 +24,7 @@ from stagecoach.errors import ConfigError, StorageError
 from stagecoach.explain.facts import gather
 from stagecoach.explain.resolve import find
 from stagecoach.explain.verdict import explain
+from stagecoach.stages.compare import losses_of
 from stagecoach.testing.ledger import JobBook, write_job, write_run
 
 SECONDS = {"init": 10.0, "compute": 80.0, "data_wait": 6.0, "checkpoint_stall": 4.0, "evaluation": 0.0, "other": 0.0}
@@ -103,6 +105,11 @@ def test_losses_come_from_events_and_a_restart_makes_its_steps_again(restarted: 
     restarted.start(3, resumed_from_step=81)
     restarted.progress(3, step=81, loss=2.5)
     assert watcher.look().losses == ((81, 2.5),)
+
+
+def test_losses_that_no_float_holds_are_passed_over(restarted: JobBook) -> None:
+    write_events(restarted, 2, {81: 2.5, 82: 10**400, 83: math.nan, 84: True, 85: 2})
+    assert read_losses(restarted.folder, 2) == losses_of(restarted.folder) == {81: 2.5, 85: 2.0}
 
 
 def test_a_heartbeat_that_stands_still_is_seen_on_our_own_clock(restarted: JobBook, root: str) -> None:

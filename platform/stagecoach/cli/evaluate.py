@@ -57,7 +57,8 @@ def evaluate_command(
     after_fatal: bool,
     as_json: bool,
 ) -> int:
-    """Scores the final checkpoint of stage S of RUN on a suite. Run it again after anything: what is answered is not asked again.
+    """Scores the final checkpoint of stage S of RUN on a suite. Run it again after anything: what is answered is not asked again,
+    unless its data changed.
 
     Exit: 0 done, 2 asked wrongly (nothing was written), else the job's own code.
     """
@@ -81,6 +82,7 @@ def evaluate_command(
         raise ConfigError(
             f"stage {stage} of {target.name} is not finished ({folder.uri}/stage.json is not there): there is nothing to evaluate"
         )
+    check_data(data, suite)
     settings = settings_for(folder, plan, result, suite, data)
     settings = replace(
         settings, shots=numbers or settings.shots, limit=limit, batch_size=batch_size, max_new_tokens=max_new_tokens,
@@ -91,7 +93,6 @@ def evaluate_command(
         code_uri=code_uri_of(folder, plan),
         on_state=lambda state: click.echo(f"{target.name} {stage}: {suite}: {str(state.phase).lower()}", err=True),
     )  # fmt: skip
-    check_data(settings.data, suite)
     chosen = get_launcher(launcher, ranks=plan.layout.ranks)
     try:
         scores = run_evaluation(task, chosen)
@@ -112,12 +113,13 @@ def evaluate_command(
 def read_shots(text: str | None) -> tuple[int, ...] | None:
     """`0,4,8`. Raises ConfigError for anything else."""
     from stagecoach.contract.names import whole_number
+    from stagecoach.contract.plan import MOST_SHOTS
 
     if text is None:
         return None
     numbers = [whole_number(part.strip()) for part in text.split(",")]
-    if any(number is None or number > 64 for number in numbers):
-        raise ConfigError(f"--shots {text!r}: write whole numbers up to 64 with commas between them, like 0,4,8")
+    if any(number is None or number > MOST_SHOTS for number in numbers):
+        raise ConfigError(f"--shots {text!r}: write whole numbers up to {MOST_SHOTS} with commas between them, like 0,4,8")
     return tuple(sorted({number for number in numbers if number is not None}))
 
 
@@ -157,7 +159,19 @@ def show(scores: "Scores", task: "EvaluationTask") -> None:
     shuffled = ", images shuffled" if task.settings.shuffle_images else ""
     title = f"{task.settings.suite} on {task.run_id}/{task.plan.name}{shuffled}"
     print_table(columns, [row(score) for score in scores.scores], title=title)
+    for remark in remarks(scores):
+        click.echo(remark, err=True)
     click.echo(f"{task.folder.uri}/scores.json", err=True)
+
+
+def remarks(scores: "Scores") -> list[str]:
+    """What the table does not show: questions that were not asked as they should have been."""
+    told = {
+        "not_asked": "questions could not be asked and count as wrong",
+        "cut_off": "answers were cut off at the longest length (--max-new-tokens)",
+        "shots_left_out": "shots in all did not fit into the prompts and were left out",
+    }
+    return [f"{scores.metrics[name]:.0f} {says}" for name, says in told.items() if scores.metrics.get(name)]
 
 
 def row(score: "Score") -> list[str]:

@@ -81,6 +81,7 @@ class EvaluationSettings(Record):
     checkpoint: ObjectRef
     suite: str
     data: str | None = None  # root of a made corpus, or folder of a published benchmark; None: the stage's own validation splits
+    data_fingerprint: str | None = None  # of what `data` held when it was asked for; asked again after a change, it is another evaluation
     shots: tuple[WholeNumber, ...] = (0,)  # each is scored
     limit: Count | None = None  # samples per category; None: all
     seed: WholeNumber = 0  # of the shots that are drawn

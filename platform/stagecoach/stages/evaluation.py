@@ -12,8 +12,8 @@ from datetime import UTC, datetime
 from loguru import logger
 
 from stagecoach.constants import ExitCode, Phase
-from stagecoach.contract.dataset import CORPUS_KEY, read_corpus
-from stagecoach.contract.evaluation import MADE_SUITES, SCORES, EvaluationSettings, Scores, check_suite
+from stagecoach.contract.dataset import CORPUS_KEY, read_corpus, read_manifest
+from stagecoach.contract.evaluation import MADE_SUITES, PUBLISHED_SUITES, SCORES, EvaluationSettings, Scores, check_suite
 from stagecoach.contract.job import JobRecord, TrainResult
 from stagecoach.contract.launch import JobState, Launcher, LaunchSpec
 from stagecoach.contract.ledger import JobFolder
@@ -25,7 +25,7 @@ from stagecoach.launch.submit import POLL_S, submit_job, wait_job
 from stagecoach.site import Site
 from stagecoach.stages.control import Control
 from stagecoach.stages.runner import Evaluate, StageTask
-from stagecoach.storage import NotFound, open_store
+from stagecoach.storage import NotFound, Store, open_store
 
 ENTRYPOINT = "stagecoach_workloads.evaluation:main"
 FOLDER = "evaluation"
@@ -109,17 +109,43 @@ def made_suites(plan: StagePlan, data_uri: str | None) -> list[str]:
 
 def datasets_there(plan: StagePlan, data_uri: str | None) -> set[str]:
     """Datasets that questions can be taken from: the named corpus, the one whose tokenizer the stage uses, else its held-out splits."""
+    corpus = corpus_of(plan, data_uri)
+    if corpus is not None:
+        return set(read_corpus(corpus).test)
+    return {dataset.name for dataset in plan.data.datasets if dataset.validation_uri is not None}
+
+
+def corpus_of(plan: StagePlan, data_uri: str | None) -> Store | None:
+    """The named corpus, or the one whose tokenizer the stage uses; None where there is none."""
     root = data_uri or (plan.data.tokenizer or "").rpartition("/")[0]
     store = open_store(root) if root else None
-    if store is not None and store.exists(CORPUS_KEY):
-        return set(read_corpus(store).test)
-    return {dataset.name for dataset in plan.data.datasets if dataset.validation_uri is not None}
+    return store if store is not None and store.exists(CORPUS_KEY) else None
+
+
+def data_fingerprint(plan: StagePlan, suite: str, data_uri: str | None) -> str | None:
+    """SHA-256 over what there is to ask. None where questions come from the stage's own splits, which its plan pins."""
+    told = _listing(data_uri) if suite in PUBLISHED_SUITES else _fingerprints(corpus_of(plan, data_uri), suite)
+    return hashlib.sha256("\n".join(told).encode()).hexdigest() if told else None
+
+
+def _listing(data_uri: str | None) -> list[str]:
+    """Every file of a benchmark's folder: an etag changes whenever the file does."""
+    return sorted(f"{info.key} {info.size} {info.etag}" for info in open_store(data_uri).list("")) if data_uri is not None else []
+
+
+def _fingerprints(corpus: Store | None, suite: str) -> list[str]:
+    """Of the made datasets that the suite asks about."""
+    if corpus is None:
+        return []
+    folders, names = read_corpus(corpus).test, {name for part in suite.split("+") for name in MADE_SUITES.get(part, ())}
+    return [f"{name} {read_manifest(corpus.child(folders[name])).fingerprint}" for name in sorted(names & folders.keys())]
 
 
 def settings_for(stage: JobFolder, plan: StagePlan, result: TrainResult, suite: str, data_uri: str | None) -> EvaluationSettings:
     """What is asked when nobody says otherwise."""
     return EvaluationSettings(
-        stage_uri=stage.uri, checkpoint=result.checkpoint, suite=suite, data=data_uri, shots=plan.evaluation.shots or (0,),
+        stage_uri=stage.uri, checkpoint=result.checkpoint, suite=suite, data=data_uri,
+        data_fingerprint=data_fingerprint(plan, suite, data_uri), shots=plan.evaluation.shots or (0,),
         seed=plan.seed, max_new_tokens=SHORT_ANSWERS,
     )  # fmt: skip
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from stagecoach.cli.evaluate import check_data, evaluate_command, read_shots
-from stagecoach.contract.evaluation import EvaluationSettings
+from stagecoach.cli.evaluate import check_data, evaluate_command, read_shots, remarks
+from stagecoach.contract.evaluation import EvaluationSettings, Scores
 from stagecoach.contract.job import ObjectRef
 from stagecoach.contract.ledger import JobFolder, Runs
 from stagecoach.errors import ConfigError
@@ -78,3 +78,12 @@ def test_suites_without_data_are_left_out() -> None:
     assert made_suites(plan, None) == []
     with pytest.raises(ConfigError, match="did you mean"):
         made_suites(replace(plan, evaluation=replace(plan.evaluation, suites=("vqaa",))), None)
+
+
+def test_what_the_table_does_not_show_is_said_below_it() -> None:
+    settings = EvaluationSettings(stage_uri="file:///s", checkpoint=ObjectRef(uri="file:///c", digest="d"), suite="vqa")
+    metrics = {"mean@0": 1.0, "not_asked": 2.0, "cut_off": 0.0, "shots_left_out": 8.0}
+    assert remarks(Scores(settings=settings, scores=(), answers=9, metrics=metrics, finished_at="Monday")) == [
+        "2 questions could not be asked and count as wrong",
+        "8 shots in all did not fit into the prompts and were left out",
+    ]

@@ -8,6 +8,7 @@ from stagecoach.cli.options import Address, site_launcher
 
 if TYPE_CHECKING:
     from stagecoach.stages import StageResult
+    from stagecoach.stages.code import Bundle
     from stagecoach.stages.pipeline import PipelineRequest
 
 root_option = click.option("--root", metavar="URI", help="Where runs are kept; default: the site's root, else this user's state folder.")
@@ -56,8 +57,9 @@ def run_command(
     from stagecoach.stages.pipeline import PipelineRequest
 
     uri = root_uri(root)
-    names = tuple(name.strip() for name in stages.split(",") if name.strip()) if stages else ()
-    request = PipelineRequest(root=uri, stages=names, depth=depth, code=bundle(code, uri, dry_run=dry_run), **asked)
+    names = tuple(name.strip() for name in stages.split(",")) if stages is not None else ()
+    bundle = bundle_of(code)
+    request = PipelineRequest(root=uri, stages=names, depth=depth, code=bundle.digest if bundle else None, bundle=bundle, **asked)
     if dry_run:
         return show_dry(request, as_json=as_json)
     return carry_out(request, after_fatal=after_fatal, as_json=as_json)
@@ -157,20 +159,17 @@ def deploy_command(
     return 0
 
 
-def bundle(folder: str | None, root: str, *, dry_run: bool) -> str | None:
-    """Digest of the code bundle, put into the bucket unless nothing may be written."""
+def bundle_of(folder: str | None) -> "Bundle | None":
+    """The folder's code, packed; nothing is written yet."""
     if folder is None:
         return None
     from pathlib import Path
 
-    from stagecoach.contract.ledger import Runs
-    from stagecoach.stages.code import build_bundle, store_bundle
+    from stagecoach.stages.code import build_bundle
 
     built = build_bundle(Path(folder))
-    if not dry_run:
-        store_bundle(Runs.open(root), built)
     click.echo(f"code: {len(built.files)} files, {len(built.body):,} bytes, digest {built.digest[:16]}", err=True)
-    return built.digest
+    return built
 
 
 def carry_out(request: "PipelineRequest", *, after_fatal: bool, as_json: bool) -> int:
@@ -178,6 +177,7 @@ def carry_out(request: "PipelineRequest", *, after_fatal: bool, as_json: bool) -
     from stagecoach.contract.ledger import Runs
     from stagecoach.errors import RunFailed, StagecoachError
     from stagecoach.site import load_site
+    from stagecoach.stages.code import store_bundle
     from stagecoach.stages.control import Control
     from stagecoach.stages.pipeline import prepare_pipeline
     from stagecoach_flows.in_place import run_in_place, stage_views
@@ -189,6 +189,8 @@ def carry_out(request: "PipelineRequest", *, after_fatal: bool, as_json: bool) -
     prepared = prepare_pipeline(request, load_site())
     for plan in prepared.plans:
         launcher_of(request.launcher, plan.layout.ranks)
+    if request.bundle is not None:
+        store_bundle(runs, request.bundle)
     run_id = prepared.run.run_id
     Control(runs, run_id).lift("cancel")  # here and not when it begins: one that comes meanwhile counts
     click.echo(f"run {run_id}: {' → '.join(prepared.stages)}, kept under {request.root}", err=True)

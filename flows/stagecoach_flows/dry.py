@@ -10,6 +10,7 @@ from stagecoach.contract.identity import identity_hash
 from stagecoach.contract.plan import Parent
 from stagecoach.contract.records import to_plain
 from stagecoach.costs import HARDWARE, stage_costs
+from stagecoach.launch.registry import check_launcher
 from stagecoach.recipes.report import costs_json
 from stagecoach.site import load_site
 from stagecoach.stages.code import code_uri
@@ -20,6 +21,7 @@ from stagecoach.stages.runner import StageTask, launch_spec
 def dry_json(request: PipelineRequest) -> dict[str, Any]:
     """Raises what preparing raises. The plan of a stage that starts from one of this request has no checkpoint pinned yet, so the name and
     the identity in its launch spec will be others."""
+    check_launcher(request.launcher)
     site = load_site()
     prepared = prepare_pipeline(request, site)
     stages = []

@@ -191,9 +191,13 @@ def state_folder() -> Path:
 
 
 def root_uri(given: str | None) -> str:
-    """Where runs are kept: `--root`, else the site's, else `file://` under the user's state folder. Raises ConfigError."""
+    """Where runs are kept: `--root` (a path typed at a keyboard is a folder), else the site's, else a folder of the user's state.
+    Raises ConfigError."""
+    from stagecoach.storage.uris import as_uri
+
     if given is not None:
-        return check_root(given, "--root")
+        root = check_root(given, "--root")
+        return root if ":" in root else as_uri(root)
     if root := load_site().root:
         return check_root(root, "root of the site")
     return f"file://{state_folder()}/root"

@@ -362,6 +362,9 @@ class Layout(Record):
         return self.nodes * self.ranks_per_node
 
 
+MOST_SHOTS = 64  # examples in a prompt
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Checkpointing(Record):
     """When to save and what to keep. Of the layout hash."""
@@ -378,7 +381,7 @@ class Evaluation(Record):
     validate_every_steps: Count | None = None
     validation_samples: WholeNumber = 256
     suites: tuple[str, ...] = ()
-    shots: tuple[WholeNumber, ...] = (0,)
+    shots: tuple[Annotated[int, Ge(0), Le(MOST_SHOTS)], ...] = (0,)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

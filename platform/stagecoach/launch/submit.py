@@ -197,7 +197,7 @@ def _check_retried(newest: Submission, ended: SubmissionState, job: JobFolder, *
     if code is not None and 40 <= code <= 49 and not after_fatal:
         raise RunFailed(
             f"{newest.name!r} ended with {code} ({ended.reason or 'no reason given'}), which is never retried; "
-            "remove the cause, then ask for it again explicitly",
+            "remove the cause, then ask again with --after-fatal",
             run_id=newest.name,
             job_exit_code=code,
             log_uri=job.uri,

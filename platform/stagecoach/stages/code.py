@@ -92,7 +92,7 @@ def _files(folder: Path) -> Iterator[Path]:
         folders[:] = sorted(name for name in folders if not _is_skipped(name))
         for name in sorted([*names, *folders]):
             path = Path(where) / name
-            if path.is_symlink():
+            if path.is_symlink() and not _is_skipped(name):
                 raise ConfigError(f"--code {folder}: {path.relative_to(folder)} is a link; put the file itself there")
         for name in sorted(names):
             path = Path(where) / name

@@ -13,6 +13,7 @@ from stagecoach.checkpoints.verify import verify
 from stagecoach.contract.control import RunRequest
 from stagecoach.contract.job import RunRecord
 from stagecoach.contract.ledger import JobFolder, Runs
+from stagecoach.contract.names import check_run_id
 from stagecoach.contract.plan import Parent, PipelinePlan
 from stagecoach.errors import ConfigError
 from stagecoach.recipes.resolve import parse_setting, resolve
@@ -37,6 +38,9 @@ class ForkRequest:
 def fork(runs: Runs, request: ForkRequest, site: Site) -> PreparedPipeline:
     """Records the new run; starts nothing. Raises ConfigError and CheckpointError, nothing is written then."""
     run = run_of(runs, request.run_id)
+    name = request.new_run_id
+    if name is not None and runs.run(check_run_id(name)) is not None:
+        raise ConfigError(f"--run-id {name}: that run exists; `stagecoach resume` goes on with it, or give another name")
     if request.stage not in run.stages:
         raise ConfigError(f"--stage {request.stage!r}: run {run.run_id} has the stages {', '.join(run.stages)}")
     folder = runs.stage(run, request.stage)
@@ -55,8 +59,6 @@ def fork(runs: Runs, request: ForkRequest, site: Site) -> PreparedPipeline:
     after = descendants(resolve(wanted.recipe, wanted.settings).plan, request.stage)
     asked = kept.stages or run.stages
     prepared = prepare_pipeline(replace(wanted, stages=tuple(name for name in after if name in asked)), site)
-    if runs.run(prepared.run.run_id) is not None:
-        raise ConfigError(f"--run-id {prepared.run.run_id}: that run exists; `stagecoach resume` goes on with it, or give another name")
     pin(folder, ref, run_id=prepared.run.run_id)  # before the run is there to be started: gc may come between
     prepared = replace(prepared, run=replace(prepared.run, forked_from=ref.uri))
     record_pipeline(prepared)

@@ -3,11 +3,12 @@
 A stage's parent is pinned when its turn comes, since its checkpoint does not exist before.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime
 
 from stagecoach.contract.control import RunRequest
+from stagecoach.contract.identity import identity_hash
 from stagecoach.contract.job import RunRecord
 from stagecoach.contract.ledger import Runs
 from stagecoach.contract.names import check_run_id, new_run_id
@@ -18,8 +19,9 @@ from stagecoach.recipes.built import not_built
 from stagecoach.recipes.problems import Problem
 from stagecoach.recipes.resolve import resolve
 from stagecoach.site import Site
-from stagecoach.stages.code import check_code
+from stagecoach.stages.code import Bundle, check_code
 from stagecoach.stages.control import Control
+from stagecoach.stages.differences import refuse_other_plan
 from stagecoach.stages.parent import Depth, find_parent, pin_parent
 from stagecoach.stages.pins import pin_data
 from stagecoach.stages.request import (
@@ -51,6 +53,7 @@ class PipelineRequest:
     from_checkpoint: str | None = None
     depth: Depth = "quick"
     code: str | None = None  # digest of the code bundle
+    bundle: Bundle | None = None  # the same, where it is not in the bucket yet
 
     def kept(self) -> RunRequest:
         """What `request.json` keeps of it."""
@@ -97,7 +100,8 @@ def prepare_pipeline(request: PipelineRequest, site: Site) -> PreparedPipeline:
     resolved = resolve(request.recipe, [*request.settings, *layouts])
     refuse_not_built([resolved.plan.stage(name) for name in names])
     runs = Runs.open(request.root)
-    check_code(runs, request.code)
+    if request.bundle is None:
+        check_code(runs, request.code)
     known = runs.run(run_id)
     run = known or run_record(resolved, run_id, _of_stage(request, names[0]))
     refuse_other_run(run, resolved)
@@ -110,11 +114,9 @@ def prepare_pipeline(request: PipelineRequest, site: Site) -> PreparedPipeline:
     refuse_replaced_data(run, plans)
     if known is None:
         run = replace(run, data={name: pin for plan in plans for name, pin in data_of(plan).items()})
-    prepared = PreparedPipeline(
-        request=replace(request, run_id=run_id), runs=runs, run=run, pipeline=resolved.plan, plans=tuple(plans), warnings=warnings
-    )
-    check_beginnings(prepared)
-    return prepared
+    prepared = PreparedPipeline(request=replace(request, run_id=run_id), runs=runs, run=run, pipeline=resolved.plan, plans=tuple(plans))
+    refuse_other_plans(prepared, check_beginnings(prepared))
+    return replace(prepared, warnings=[*warnings, *forgotten_settings(prepared)])
 
 
 def asked_stages(plan: PipelinePlan, asked: Sequence[str]) -> tuple[str, ...]:
@@ -133,16 +135,40 @@ def refuse_not_built(plans: Sequence[StagePlan]) -> None:
         raise ConfigError(" | ".join(missing))
 
 
-def check_beginnings(prepared: PreparedPipeline) -> None:
-    """Verifies every parent that must be there before the first stage starts. Raises ConfigError, CheckpointError."""
-    for plan in prepared.plans:
-        if not waits_for_sibling(prepared, plan):
-            pin_stage(prepared, plan.name)
+def check_beginnings(prepared: PreparedPipeline) -> dict[str, StagePlan]:
+    """Verifies every parent that must be there before the first stage starts. Returns the plans that start from no stage of the same
+    request, pinned. Raises ConfigError, CheckpointError."""
+    pinned = {plan.name: pin_stage(prepared, plan.name) for plan in prepared.plans if not waits_for_sibling(prepared, plan)}
     if prepared.request.from_checkpoint is not None and not any(outside_checkpoint(prepared, plan) for plan in prepared.plans):
         raise ConfigError(
             "--from-checkpoint: no stage that was asked for starts from a stage outside of this run; name with --stages the stage that "
             "shall start from it and those after it"
         )
+    return pinned
+
+
+def refuse_other_plans(prepared: PreparedPipeline, pinned: Mapping[str, StagePlan]) -> None:
+    """Raises ConfigError where the run has frozen another plan for a stage: before it is kept how the run was asked for, which `resume`
+    goes by."""
+    for plan in prepared.plans:
+        frozen, asked = prepared.runs.stage(prepared.run, plan.name).plan(), pinned.get(plan.name, plan)
+        if frozen is None:
+            continue
+        if plan.name not in pinned and isinstance(frozen.init, Parent) and frozen.init.stage == getattr(plan.init, "stage", None):
+            asked = replace(plan, init=frozen.init)  # which checkpoint it is shows when its turn comes
+        if identity_hash(frozen) != identity_hash(asked):
+            refuse_other_plan(prepared.run.run_id, frozen, asked)
+
+
+def forgotten_settings(prepared: PreparedPipeline) -> list[Problem]:
+    """A warning where the run was asked for with settings before that are not given now: stages that have not begun go without them."""
+    kept = Control(prepared.runs, prepared.run.run_id).request()
+    gone = [setting for setting in (kept.settings if kept else ()) if setting not in prepared.request.settings]
+    if not gone:
+        return []
+    says = f"was last asked for with {' '.join(f'--set {setting}' for setting in gone)}, which is not given now"
+    do = "stages that have not begun will go without; `stagecoach resume` goes on as it was asked for"
+    return [Problem(severity="warning", path=f"run {prepared.run.run_id}", says=says, do=do)]
 
 
 def waits_for_sibling(prepared: PreparedPipeline, plan: StagePlan) -> bool:

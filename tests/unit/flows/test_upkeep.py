@@ -1,7 +1,7 @@
 """`gc`, `evaluate` and `--dry-run`: over the fake launcher and a real folder. No server is needed for the flows' bodies."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,8 @@ from stagecoach.contract.ledger import JobFolder, Runs
 from stagecoach.errors import ConfigError
 from stagecoach.stages.code import build_bundle, store_bundle
 from stagecoach.stages.control import Control
+from stagecoach.stages.evaluation import data_fingerprint
+from stagecoach.testing.builders import stage_plan
 from stagecoach.testing.checkpoints import write_checkpoint
 from stagecoach.testing.fake_launcher import FakeCluster
 from stagecoach.testing.flow_world import TOY_SETTINGS, Counter, TrainingLauncher
@@ -112,9 +114,9 @@ def test_gc_passes_over_a_run_that_cannot_be_read(root: str, corpus: str) -> Non
     assert gc.fn(GcParameters(root=root)) == {"removed": 0, "bytes": 0}
 
 
-def dry(root: str, corpus: str, *more: str) -> Any:
-    settings = [part for setting in SETTINGS for part in ("--set", setting)]
-    asked = ["mm1_tiny", "--root", root, "--run-id", "toy", "--data", corpus, *settings, "--dry-run", *more]
+def dry(root: str, corpus: str, *more: str, settings: Sequence[str] = SETTINGS) -> Any:
+    sets = [part for setting in settings for part in ("--set", setting)]
+    asked = ["mm1_tiny", "--root", root, "--run-id", "toy", "--data", corpus, *sets, "--dry-run", *more]
     return CliRunner().invoke(run_command, asked, catch_exceptions=False)
 
 
@@ -142,3 +144,66 @@ def test_a_dry_run_of_a_run_under_way_says_what_is_done(root: str, corpus: str) 
     told = json.loads(dry(root, corpus, "--json").stdout)
     assert [stage["is_done"] for stage in told["stages"]] == [True, False]
     assert sorted((info.key, info.size) for info in runs.store.list("")) == before
+
+
+def test_a_setting_of_a_frozen_plan_is_refused_before_it_is_kept_and_a_forgotten_one_is_told(root: str, corpus: str) -> None:
+    """`resume` goes by what is kept: a refused command must leave it alone."""
+    runs = trained(root, corpus, FakeCluster(), stages=("pretrain",))
+    before = sorted((info.key, info.size, info.etag) for info in runs.store.list(""))
+    other = [setting.replace("pretrain.steps=4", "pretrain.steps=5") for setting in SETTINGS]
+    with pytest.raises(
+        ConfigError, match=r"run toy has frozen another plan for stage pretrain: pretrain\.duration\.steps: there 4, asked 5"
+    ):
+        trained(root, corpus, FakeCluster(), settings=other)
+    with pytest.raises(ConfigError, match="frozen another plan"):
+        dry(root, corpus, settings=other)
+    told = json.loads(dry(root, corpus, "--json", settings=[each for each in SETTINGS if each != "sft.steps=4"]).stdout)
+    assert [(each["path"], "--set sft.steps=4" in each["says"]) for each in told["warnings"]] == [("run toy", True)]
+    assert json.loads(dry(root, corpus, "--json").stdout)["warnings"] == []
+    assert sorted((info.key, info.size, info.etag) for info in runs.store.list("")) == before
+
+
+def test_new_code_is_planned_with_and_stored_only_with_a_run_that_can_be(root: str, corpus: str, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/mine.py").write_text("X = 1\n")
+    (tmp_path / "mine/.#mine.py").symlink_to("somebody@host.1")  # an editor's lock
+    told = dry(root, corpus, "--json", "--code", str(tmp_path / "mine"))
+    digest = build_bundle(tmp_path / "mine").digest
+    assert [stage["plan"]["code"] for stage in json.loads(told.stdout)["stages"]] == [digest] * 2
+    with pytest.raises(ConfigError, match="recipe"):
+        CliRunner().invoke(run_command, ["nonsense", "--root", root, "--code", str(tmp_path / "mine")], catch_exceptions=False)
+    assert not Path(root.removeprefix("file://")).exists()
+
+
+@pytest.mark.parametrize(
+    ("asked", "says"),
+    [
+        (("--stages", ""), "--stages ''"),
+        (("--launcher", "nonsense"), "no such launcher"),
+        (("--set", "sft.evaluation.shots=[65]"), "shots"),
+    ],
+)
+def test_a_dry_run_refuses_what_a_run_would(root: str, corpus: str, asked: tuple[str, ...], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        dry(root, corpus, *asked)
+
+
+def test_a_suite_is_asked_again_when_its_data_changed(root: str, corpus: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster = FakeCluster()
+    trained(root, corpus, cluster)
+    monkeypatch.setattr("stagecoach.launch.registry.get_launcher", lambda *_, **__: TrainingLauncher(cluster, Counter()))
+    folder = tmp_path / "docvqa"
+    folder.mkdir()
+    asked = ["toy", "--stage", "sft", "--root", root, "--suite", "docvqa", "--data", f"file://{folder}"]
+    jobs = []
+    for body in ("one", "one", "another"):
+        if not (folder / "val.json").exists() or body == "another":
+            (folder / "val.json").write_text(body)
+        assert CliRunner().invoke(evaluate_command, asked, catch_exceptions=False).exit_code == 0
+        jobs.append(len(cluster.jobs))
+    assert jobs == [3, 3, 4]
+    made = stage_plan()
+    changed = data_fingerprint(made, "general", corpus)
+    assert changed == data_fingerprint(made, "general", corpus) is not None
+    assert changed != data_fingerprint(made, "captions", corpus)
+    assert data_fingerprint(made, "general", None) is None

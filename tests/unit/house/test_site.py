@@ -102,6 +102,7 @@ def test_the_state_folder_is_an_absolute_path(given: str, folder: str, tmp_path:
     wanted = folder.format(home=tmp_path, cwd=tmp_path)
     assert str(state_folder()) == wanted
     assert root_uri(None) == f"file://{wanted}/root"
+    assert (root_uri("runs"), root_uri("s3://bucket/x")) == (f"file://{tmp_path}/runs", "s3://bucket/x")
 
 
 def test_a_user_without_a_home_is_told_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:

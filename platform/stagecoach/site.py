@@ -196,8 +196,8 @@ def root_uri(given: str | None) -> str:
     from stagecoach.storage.uris import as_uri
 
     if given is not None:
-        root = check_root(given, "--root")
-        return root if ":" in root else as_uri(root)
+        check_root(given, "--root")
+        return given if ":" in given else as_uri(given)
     if root := load_site().root:
         return check_root(root, "root of the site")
     return f"file://{state_folder()}/root"

@@ -18,8 +18,8 @@ try:
     print("at work", flush=True)
     time.sleep(60)
 except KeyboardInterrupt:
-    print("Ctrl-C once more cancels", flush=True)
     try:
+        print("Ctrl-C once more cancels", flush=True)
         time.sleep({patience})
     except KeyboardInterrupt:
         sys.exit("cancelled")

@@ -88,6 +88,7 @@ def train(scale: float) -> None:
         *(f"{stage}.steps={count}" for stage, count in steps.items()),
         *(f"{stage}.schedule.warmup_steps={max(1, count // 20)}" for stage, count in steps.items()),
         *(f"{stage}.checkpoint.every_steps=100" for stage in steps),
+        *(f"{stage}.evaluation.validate_every_steps=200" for stage in steps),
         *(f"{stage}.batch.size={SAMPLES}" for stage in ("sft", "ui")),
         *(f"{stage}.optimizer.peak_lr={TUNING_RATE}" for stage in ("sft", "ui")),
         'pretrain.evaluation.suites=["captions", "text", "in_context"]',

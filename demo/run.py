@@ -25,11 +25,13 @@ MUST_LEARN = ("colour", "count", "where", "direction", "facts")  # where: which 
 SHARES = {
     "general": 0.6, "text": 0.1, "text_rich": 0.06, "refer_ground": 0.06, "multi_image": 0.06, "science": 0.04, "math": 0.04, "code": 0.04,
 }  # fmt: skip
+CAPTIONS = {"captions": 0.2, "captions_synthetic": 0.55, "interleaved": 0.05, "text": 0.2}  # the long ones tell where things stand
 SETTINGS = [  # what a run of minutes can learn: more than half of SFT is general questions, where the papers' mixture has a tenth
     'pretrain.evaluation.suites=["captions", "text"]',
     "pretrain.evaluation.shots=[0]",
     "video.steps=50",
-    "ui.steps=20",  # of what is left of the six minutes: nothing of it is learned in 30 either
+    "ui.steps=12",  # of what is left of the six minutes: nothing of it is learned in 30 either
+    *(f"pretrain.data.mixture.weights.{name}={share}" for name, share in CAPTIONS.items()),
     *(f"sft.data.mixture.weights.sft_{name}={share}" for name, share in SHARES.items()),
 ]
 KILL_AFTER_STEPS = 30  # of the first stage, and after its first commit

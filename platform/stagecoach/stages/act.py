@@ -49,14 +49,16 @@ def run_of(runs: Runs, run_id: str) -> RunRecord:
 
 def stop_run(runs: Runs, run_id: str, kind: Kind, *, launcher_of: Callable[[str], Launcher], reason: str = "") -> Stopped:
     """Holds the run, then takes its open jobs' places away: their ranks get SIGTERM and the grace period, and save. Any number of times.
-    A pause keeps the job where its launcher can (`PausingLauncher`); else the job ends, and the next submission goes on.
+    A pause keeps the job where its launcher can (`PausingLauncher`); else the job ends, and the next submission goes on. Of a finished run
+    evaluations can be cancelled; it is not held.
 
     Raises ConfigError when there is no such run, or all of it is done; and what a launcher raises.
     """
     run = run_of(runs, run_id)
-    if all(runs.stage(run, stage).stage() is not None for stage in run.stages):
-        raise ConfigError(f"run {run_id} is finished; there is nothing to {kind}")
-    is_new = Control(runs, run_id).hold(kind, reason)
+    is_finished = all(runs.stage(run, stage).stage() is not None for stage in run.stages)
+    if is_finished and kind == "pause":
+        raise ConfigError(f"run {run_id} is finished; there is nothing to pause")
+    is_new = is_finished or Control(runs, run_id).hold(kind, reason)
     stopped, kept = [], []
     for stage, folder in jobs_of(runs, run):
         job = open_job(folder, launcher_of)
@@ -68,6 +70,8 @@ def stop_run(runs: Runs, run_id: str, kind: Kind, *, launcher_of: Callable[[str]
         else:
             end_job(folder, job)
             stopped.append(stage)
+    if is_finished and not stopped:
+        raise ConfigError(f"run {run_id} is finished; there is nothing to cancel")
     return Stopped(tuple(stopped), tuple(kept), is_new)
 
 

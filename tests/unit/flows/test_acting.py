@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -13,9 +13,10 @@ from stagecoach.cli.compare import compare_command
 from stagecoach.cli.read import explain_command, status_command
 from stagecoach.constants import Phase
 from stagecoach.contract.launch import JobState, RunHandle
-from stagecoach.contract.ledger import Runs
+from stagecoach.contract.ledger import JobFolder, Runs
 from stagecoach.contract.plan import Parent
 from stagecoach.errors import ConfigError, RunFailed
+from stagecoach.launch.submit import submit_job
 from stagecoach.site import Site
 from stagecoach.stages.act import stop_run, unpause
 from stagecoach.stages.compare import compare_runs
@@ -155,6 +156,19 @@ def test_a_finished_or_unknown_run_cannot_be_stopped(world: World) -> None:
     for unknown in ("other", "", "..", "a/b"):
         with pytest.raises(ConfigError, match=f"no run '{unknown}'"):
             stop_run(world.runs, unknown, "pause", launcher_of=lambda _: FakeLauncher(world.cluster))
+
+
+def test_evaluations_of_a_finished_run_can_be_cancelled(world: World) -> None:
+    world.run()
+    run = world.runs.run("toy")
+    assert run is not None
+    stage = world.runs.stage(run, "pretrain")
+    spec = world.cluster.jobs[stage.submissions()[-1].name].spec
+    evaluation = JobFolder(stage.store.child("evaluation/captions"))
+    submit_job(FakeLauncher(world.cluster), evaluation, replace(spec, name="eval", job_uri=evaluation.uri))
+    done = stop_run(world.runs, "toy", "cancel", launcher_of=lambda _: FakeLauncher(world.cluster))
+    assert (done.stages, done.is_new) == (("pretrain evaluation captions",), True)
+    assert Control(world.runs, "toy").held() is None
 
 
 def test_a_fork_begins_with_the_pinned_checkpoint_and_new_settings_and_leaves_the_other_run_alone(world: World) -> None:

@@ -31,7 +31,8 @@ STEPS = {"pretrain": 700, "continual": 380, "sft": 2000, "video": 100, "ui": 150
 SAMPLES = 32  # a step of sft and of ui: two cores take 0.42 s for them, and 0.31 s for the miniature's 16
 TUNING_RATE = 5e-4  # of sft and of ui; after 450 steps of sft validation stands at 0.49, and at 0.72 with the miniature's 1e-3
 SHARES = {
-    "general": 0.27, "text": 0.04, "text_rich": 0.31, "refer_ground": 0.06, "multi_image": 0.15, "science": 0.02, "math": 0.09, "code": 0.06,
+    "general": 0.27, "text": 0.04, "text_rich": 0.31, "refer_ground": 0.06, "multi_image": 0.15, "science": 0.02, "math": 0.09,
+    "code": 0.06,
 }  # fmt: skip
 LARGER = (  # three times the demo's parameters
     "decoder.width=192", "decoder.heads=6", "decoder.kv_heads=2", "decoder.ffn_width=512", "encoder.width=128", "encoder.mlp_width=512",

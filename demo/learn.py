@@ -150,12 +150,16 @@ def judge_categories(scores: Sequence[Score], verdicts: Verdicts) -> None:
     for score in counted:
         best[score.category] = best.get(score.category, False) or is_above_chance(score)
     low = [name for name, reached in best.items() if not reached]
-    verdicts.tell("every category above chance", reached=not low, figures=f"{len(best) - len(low)} of {len(best)}; not: {names(low)}")
+    verdicts.tell(
+        "every category above chance after its best stage",
+        reached=not low,
+        figures=f"{len(best) - len(low)} of {len(best)}; not: {names(low)}",
+    )
     blind: dict[str, bool] = {}
     for score in seeing:
         blind[score.category] = blind.get(score.category, False) or (score.p_above_blind is not None and score.p_above_blind < SURE)
     low = [name for name, reached in blind.items() if not reached]
-    what = "every category with images above the image-blind optimum"
+    what = "every category with images above the image-blind optimum after its best stage"
     verdicts.tell(what, reached=not low, figures=f"{len(blind) - len(low)} of {len(blind)}; not: {names(low)}")
 
 

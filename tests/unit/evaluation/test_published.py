@@ -179,8 +179,9 @@ def nextqa_hub(folder: Path) -> None:
 def nextqa_own(folder: Path) -> None:
     [row] = next_rows()
     (folder / "val.csv").write_text(",".join(row) + "\n" + ",".join(map(str, row.values())) + "\n")
-    (folder / "videos").mkdir()
-    write_video(folder / "videos/77.mp4")
+    (folder / "videos/1164").mkdir(parents=True)
+    write_video(folder / "videos/1164/77.mp4")
+    write_json(folder, "map_vid_vidorID.json", {"77": "1164/77"})
 
 
 CASES: list[tuple[str, Callable[[Path], None], int, str, set[str]]] = [

@@ -84,8 +84,10 @@ def _tagged(folder: Folder, row: Row, text: str) -> tuple[list[Content], tuple[P
 
 def nextqa(folder: Folder, *, train: bool) -> Iterator[Question]:
     """Rows `video`, `question`, `a0` to `a4`, `answer` (its number), `qid`, `type` (C…, T… or D…), parquet or NExTQA's own CSV, with
-    `{video}.mp4` (or another video file) below the folder."""
-    for where, row in folder.rows("video", "question", "answer", "a0", "a4", train=train):
+    `{video}.mp4` (or another video file) below the folder. Its own map of videos to VidOR's folders may lie beside: a video is found in
+    any folder."""
+    keys = [key for key in folder.keys(train=train) if key.rpartition("/")[2] != "map_vid_vidorID.json"]
+    for where, row in folder.rows_in(keys, "video", "question", "answer", "a0", "a4"):
         options = [text_of(row[f"a{number}"]) for number in range(5)]
         frames = _video(folder, text_of(row["video"]))
         content: list[Content] = [{"image": number} for number in range(len(frames))]

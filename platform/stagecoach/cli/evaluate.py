@@ -1,5 +1,6 @@
 """`stagecoach evaluate`: one suite on a stage's checkpoint, as a job."""
 
+from importlib.metadata import entry_points
 from typing import TYPE_CHECKING
 
 import click
@@ -12,6 +13,8 @@ if TYPE_CHECKING:
     from stagecoach.contract.ledger import JobFolder
     from stagecoach.contract.plan import StagePlan
     from stagecoach.stages.evaluation import EvaluationTask
+
+BENCHMARK_CHECKS = "stagecoach.benchmark_checks"  # entry points: (suite, URI of its files) -> None, raise DataError
 
 
 @click.command("evaluate")
@@ -131,7 +134,7 @@ def plan_of(folder: "JobFolder", stage: str) -> "StagePlan":
 
 
 def check_data(data: str | None, suite: str) -> None:
-    """Raises ConfigError, before a job is started, for files that are not given or a corpus that is not there."""
+    """Raises ConfigError, before a job is started, for files that are not given or not the suite's, or a corpus that is not there."""
     from stagecoach.contract.dataset import read_corpus
     from stagecoach.contract.evaluation import PUBLISHED_SUITES
     from stagecoach.errors import DataError
@@ -144,9 +147,26 @@ def check_data(data: str | None, suite: str) -> None:
             )
         if not open_store(data).list(""):
             raise ConfigError(f"--data {data}: nothing is there; give the folder with the files of {suite}")
+        check_benchmark(suite, data)
     elif data is not None:
         try:
             read_corpus(open_store(data))
+        except DataError as error:
+            raise ConfigError(f"--data: {error}") from None
+
+
+def check_benchmark(suite: str, data: str) -> None:
+    """Raises ConfigError for files that the job could not read the first question from. Reading them takes the extra `train`; a
+    controller that lacks it leaves them to the job."""
+    from stagecoach.errors import DataError
+
+    for point in entry_points(group=BENCHMARK_CHECKS):
+        try:
+            check = point.load()
+        except ModuleNotFoundError:
+            continue
+        try:
+            check(suite, data)
         except DataError as error:
             raise ConfigError(f"--data: {error}") from None
 
@@ -159,19 +179,9 @@ def show(scores: "Scores", task: "EvaluationTask") -> None:
     shuffled = ", images shuffled" if task.settings.shuffle_images else ""
     title = f"{task.settings.suite} on {task.run_id}/{task.plan.name}{shuffled}"
     print_table(columns, [row(score) for score in scores.scores], title=title)
-    for remark in remarks(scores):
+    for remark in scores.remarks():
         click.echo(remark, err=True)
     click.echo(f"{task.folder.uri}/scores.json", err=True)
-
-
-def remarks(scores: "Scores") -> list[str]:
-    """What the table does not show: questions that were not asked as they should have been."""
-    told = {
-        "not_asked": "questions could not be asked and count as wrong",
-        "cut_off": "answers were cut off at the longest length (--max-new-tokens)",
-        "shots_left_out": "shots in all did not fit into the prompts and were left out",
-    }
-    return [f"{scores.metrics[name]:.0f} {says}" for name, says in told.items() if scores.metrics.get(name)]
 
 
 def row(score: "Score") -> list[str]:

@@ -4,6 +4,7 @@ Torch-free: flows start evaluations and reports show them. The answers themselve
 """
 
 import difflib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -108,6 +109,13 @@ class Score(Record):
     p_above_blind: Fraction | None = None
 
 
+REMARKS = {  # by a name in `Scores.metrics`
+    "not_asked": "questions could not be asked and count as wrong",
+    "cut_off": "answers were cut off at the longest length (--max-new-tokens)",
+    "shots_left_out": "shots in all did not fit into the prompts and were left out",
+}
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Scores(Stored):
     """`scores.json`: written once, last."""
@@ -120,3 +128,7 @@ class Scores(Stored):
     metrics: Mapping[str, float] = field(default_factory=dict)  # aggregates, such as the mean over categories
     seconds: float = 0.0
     finished_at: str
+
+    def remarks(self) -> list[str]:
+        """What the scores do not show: questions that were not asked, or not answered, as they should have been."""
+        return [f"{value:,.0f} {says}" for name, says in REMARKS.items() if 0 < (value := self.metrics.get(name, 0.0)) < math.inf]

@@ -114,7 +114,8 @@ def _about(suite: Suite) -> Content:
     control = "; every question got another one's images (a control)" if settings.shuffle_images else ""
     shown = [pair for pair in sorted(suite.scores.metrics.items()) if pair[0].startswith(("mean@", "mmbase@"))]
     means = [f"{name.replace('@', ' at ')} shots {percent(value)}" for name, value in shown]
-    return [el("strong", None, f"Suite {suite.name}. "), f"{said}{control}. {', '.join(means)}"]
+    remarks = "".join(f". {remark}" for remark in suite.scores.remarks())
+    return [el("strong", None, f"Suite {suite.name}. "), f"{said}{control}. {', '.join(means)}{remarks}"]
 
 
 def _charts(suite: Suite, parent: ParentScores, parent_name: str | None) -> list[Markup]:

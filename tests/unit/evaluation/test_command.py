@@ -1,12 +1,14 @@
 """`stagecoach evaluate`: what is refused before anything is started, and where an evaluation's folder stands."""
 
+import json
 from dataclasses import replace
+from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
-from stagecoach.cli.evaluate import check_data, evaluate_command, read_shots, remarks
+from stagecoach.cli.evaluate import BENCHMARK_CHECKS, check_data, evaluate_command, read_shots
 from stagecoach.contract.evaluation import EvaluationSettings, Scores
 from stagecoach.contract.job import ObjectRef
 from stagecoach.contract.ledger import JobFolder, Runs
@@ -46,6 +48,33 @@ def test_data_is_looked_at_first(tmp_path: Path) -> None:
         check_data(f"file://{tmp_path}/none", "vqa")
 
 
+def test_files_that_are_not_the_benchmarks_are_refused_before_a_job_is_started(tmp_path: Path) -> None:
+    data = f"file://{tmp_path}"
+    (tmp_path / "notes.txt").write_text("no rows")
+    with pytest.raises(ConfigError, match=r"^--data: .*no file with rows there"):
+        check_data(data, "docvqa")
+    rows = tmp_path / "val.json"
+    rows.write_text(json.dumps([{"name": "another benchmark's"}]))
+    with pytest.raises(ConfigError, match=r"^--data: .*val\.json: row 0 has no field .*\(it has name\)"):
+        check_data(data, "docvqa")
+    row = {"questionId": 1, "question": "How much?", "image": "page.png"}
+    rows.write_text(json.dumps({"data": [row]}))
+    with pytest.raises(ConfigError, match=r"^--data: .*no row of docvqa with an answer .*a test split has none"):
+        check_data(data, "docvqa")
+    rows.write_text(json.dumps({"data": [row | {"answers": ["7"]}]}))
+    with pytest.raises(ConfigError, match=r"^--data: .*the image page\.png"):
+        check_data(data, "docvqa")
+    (tmp_path / "page.png").write_bytes(b"looked at by the job")
+    check_data(data, "docvqa")
+
+
+def test_a_controller_that_cannot_read_benchmarks_leaves_them_to_the_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "notes.txt").write_text("no rows")
+    missing = EntryPoint("first_question", "no_such_room.evaluation:check", BENCHMARK_CHECKS)
+    monkeypatch.setattr("stagecoach.cli.evaluate.entry_points", lambda group: [missing] if group == BENCHMARK_CHECKS else [])
+    check_data(f"file://{tmp_path}", "docvqa")
+
+
 def test_shots() -> None:
     assert read_shots(None) is None
     assert read_shots("8, 0,4,4") == (0, 4, 8)
@@ -80,10 +109,10 @@ def test_suites_without_data_are_left_out() -> None:
         made_suites(replace(plan, evaluation=replace(plan.evaluation, suites=("vqaa",))), None)
 
 
-def test_what_the_table_does_not_show_is_said_below_it() -> None:
+def test_what_the_scores_do_not_show_is_said() -> None:
     settings = EvaluationSettings(stage_uri="file:///s", checkpoint=ObjectRef(uri="file:///c", digest="d"), suite="vqa")
-    metrics = {"mean@0": 1.0, "not_asked": 2.0, "cut_off": 0.0, "shots_left_out": 8.0}
-    assert remarks(Scores(settings=settings, scores=(), answers=9, metrics=metrics, finished_at="Monday")) == [
-        "2 questions could not be asked and count as wrong",
+    metrics = {"mean@0": 1.0, "not_asked": 2000.0, "cut_off": 0.0, "shots_left_out": 8.0}
+    assert Scores(settings=settings, scores=(), answers=9, metrics=metrics, finished_at="Monday").remarks() == [
+        "2,000 questions could not be asked and count as wrong",
         "8 shots in all did not fit into the prompts and were left out",
     ]

@@ -93,6 +93,19 @@ def test_a_category_stands_beside_the_parents_although_each_stage_joins_its_suit
     assert "parent " not in " ".join((attrs.get("aria-label") or "") for tag, attrs in Parsed(build_page(story)).tags if tag == "svg")
 
 
+def test_questions_that_were_not_asked_as_they_should_have_been_are_told(tmp_path: Path) -> None:
+    write_finished_run(tmp_path.as_uri(), "r1")
+    story = story_of(tmp_path.as_uri(), "r1")
+    suite = next(suite for stage in story.stages for suite in stage.suites)
+    assert suite.scores is not None
+    said = "1,200 shots in all did not fit into the prompts and were left out"
+    assert said not in Parsed(build_page(story)).text
+    suite.scores = replace(suite.scores, metrics={**suite.scores.metrics, "shots_left_out": 1200.0, "cut_off": 0.0})
+    text = Parsed(build_page(story)).text
+    assert said in text
+    assert "cut off" not in text
+
+
 def test_the_page_holds_all_it_shows_and_runs_nothing(finished: Story) -> None:
     parsed = Parsed(build_page(finished))
     assert all(address.startswith(("#", "data:image/png;base64,")) or address == "data:," for address in parsed.addresses())

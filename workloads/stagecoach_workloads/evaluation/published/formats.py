@@ -5,11 +5,11 @@ Field names are those of the files as the public evaluator lmms-eval reads them 
 the benchmarks' own downloads where those are JSON or CSV. Rows without an answer (test splits) cannot be scored and are left out.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from stagecoach.errors import DataError
-from stagecoach.storage import Store
+from stagecoach.storage import Store, open_store
 from stagecoach_workloads.evaluation.published import captions, choices, questions
 from stagecoach_workloads.evaluation.published.folder import Folder, Reader
 from stagecoach_workloads.evaluation.question import Question
@@ -41,35 +41,37 @@ class PublishedSuite:
 
     def build(self) -> Suite:
         """Raises DataError when no row can be asked."""
-        found = limited(self._read(train=False), self.limit)
+        found = limited(list(self.questions(train=False)), self.limit)
         if not found:
-            raise DataError(
-                f"{self.folder.store.uri}: no row of {self.name} with an answer ({self.folder.looked_at}); a test split has none"
-            )
+            raise self.nothing_to_ask()
         self._pools["others"] = found
         return Suite(
             name=self.name, questions=found, ask=self.ask, groups={self.name: tuple(dict.fromkeys(each.category for each in found))}
         )
 
-    def _read(self, *, train: bool) -> list[Question]:
-        """All rows. Raises DataError also for a value that is not of its field's kind: trying again would not make it one."""
-        found: list[Question] = []
+    def questions(self, *, train: bool) -> Iterator[Question]:
+        """One by one, as files are read. Raises DataError also for a value that is not of its field's kind: trying again would not make
+        it one."""
+        read = 0
         try:
             for question in READERS[self.name](self.folder, train=train):
-                found.append(question)  # one by one: an error tells how far it came
+                yield question
+                read += 1
         except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
             raise DataError(
-                f"{self.folder.store.uri}: what follows the first {len(found):,} questions is not as {self.name} has it "
+                f"{self.folder.store.uri}: what follows the first {read:,} questions is not as {self.name} has it "
                 f"({type(error).__name__}: {error}; {self.folder.looked_at})"
             ) from None
-        return found
+
+    def nothing_to_ask(self) -> DataError:
+        return DataError(f"{self.folder.store.uri}: no row of {self.name} with an answer ({self.folder.looked_at}); a test split has none")
 
     def ask(self, question: Question, shots: int) -> tuple[Question, Sequence[Question]]:
         """The question and shots of its category where the training files have that."""
         if not shots:
             return question, ()
         if "train" not in self._pools:
-            self._pools["train"] = self._read(train=True)
+            self._pools["train"] = list(self.questions(train=True))
         pool = self._pools["train"] or [other for other in self._pools["others"] if other.id != question.id]
         same = [other for other in pool if other.category == question.category] or pool
         return question, [same[place] for place in draw(self.seed, question, len(same), shots)]
@@ -78,3 +80,10 @@ class PublishedSuite:
 def published_suite(name: str, store: Store, *, seed: int, limit: int | None) -> Suite:
     """The benchmark `name` from the files below `store`."""
     return PublishedSuite(name, Folder(store), seed, limit).build()
+
+
+def check_first_question(name: str, uri: str) -> None:
+    """Reads as far as the first question, before a job is asked for. Raises DataError for files that are not the benchmark's."""
+    suite = PublishedSuite(name, Folder(open_store(uri)), seed=0, limit=1)
+    if next(suite.questions(train=False), None) is None:
+        raise suite.nothing_to_ask()

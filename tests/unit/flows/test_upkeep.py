@@ -194,11 +194,13 @@ def test_a_suite_is_asked_again_when_its_data_changed(root: str, corpus: str, tm
     monkeypatch.setattr("stagecoach.launch.registry.get_launcher", lambda *_, **__: TrainingLauncher(cluster, Counter()))
     folder = tmp_path / "docvqa"
     folder.mkdir()
+    (folder / "page.png").write_bytes(b"looked at by the job")
     asked = ["toy", "--stage", "sft", "--root", root, "--suite", "docvqa", "--data", f"file://{folder}"]
     jobs = []
-    for body in ("one", "one", "another"):
-        if not (folder / "val.json").exists() or body == "another":
-            (folder / "val.json").write_text(body)
+    for answer in ("one", "one", "another"):
+        if not (folder / "val.json").exists() or answer == "another":
+            row = {"questionId": 1, "question": "How many?", "image": "page.png", "answers": [answer]}
+            (folder / "val.json").write_text(json.dumps({"data": [row]}))
         assert CliRunner().invoke(evaluate_command, asked, catch_exceptions=False).exit_code == 0
         jobs.append(len(cluster.jobs))
     assert jobs == [3, 3, 4]

@@ -109,7 +109,7 @@ def suite_part(suite: Suite, parent: ParentScores, parent_name: str | None, budg
 def _about(suite: Suite) -> Content:
     assert suite.scores is not None
     settings = suite.scores.settings
-    shots = " and ".join(str(n) for n in settings.shots)
+    shots = ", ".join(str(n) for n in sorted({*settings.shots, *(score.shots for score in suite.scores.scores)}))
     said = f"{suite.scores.answers:,} answers in {duration(suite.scores.seconds)}; {shots} shots; seed {settings.seed}"
     control = "; every question got another one's images (a control)" if settings.shuffle_images else ""
     shown = [pair for pair in sorted(suite.scores.metrics.items()) if pair[0].startswith(("mean@", "mmbase@"))]

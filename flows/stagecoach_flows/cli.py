@@ -165,7 +165,11 @@ def bundle_of(folder: str | None) -> "Bundle | None":
         return None
     from pathlib import Path
 
+    from stagecoach.errors import ConfigError
     from stagecoach.stages.code import build_bundle
+
+    if not folder.strip():
+        raise ConfigError("--code: no folder is named; give one, or leave --code out")
 
     built = build_bundle(Path(folder))
     click.echo(f"code: {len(built.files)} files, {len(built.body):,} bytes, digest {built.digest[:16]}", err=True)
@@ -183,9 +187,10 @@ def carry_out(request: "PipelineRequest", *, after_fatal: bool, as_json: bool) -
     from stagecoach_flows.in_place import run_in_place, stage_views
     from stagecoach_flows.surroundings import Surroundings, launcher_of
 
-    runs = Runs.open(request.root)
+    runs, hold = Runs.open(request.root), None
     if request.run_id is not None:
         Control(runs, request.run_id).check_unpaused()
+        hold = Control(runs, request.run_id).held()
     prepared = prepare_pipeline(request, load_site())
     for plan in prepared.plans:
         launcher_of(request.launcher, plan.layout.ranks)
@@ -194,12 +199,16 @@ def carry_out(request: "PipelineRequest", *, after_fatal: bool, as_json: bool) -
     run_id = prepared.run.run_id
     Control(runs, run_id).lift("cancel")  # here and not when it begins: one that comes meanwhile counts
     click.echo(f"run {run_id}: {' → '.join(prepared.stages)}, kept under {request.root}", err=True)
+    surroundings = Surroundings(view=stage_views(), after_fatal=after_fatal)
     try:
-        results = run_in_place(prepared.request, Surroundings(view=stage_views(), after_fatal=after_fatal))
+        results = run_in_place(prepared.request, surroundings)
     except RunFailed as error:
         click.echo(f"stagecoach: {error}", err=True)
         return error.job_exit_code or 1
     except KeyboardInterrupt:
+        if hold is not None and surroundings.outcome.run_id is None:  # nothing was begun: it stays as it was
+            Control(runs, run_id).put_back(hold)
+            raise StagecoachError(f"stopped before run {run_id} went on; it stays cancelled") from None
         if runs.run(run_id) is None:
             raise StagecoachError(f"stopped before run {run_id} began; nothing was written") from None
         raise StagecoachError(f"stopped between two steps of run {run_id}; `stagecoach resume {run_id}` goes on with it") from None

@@ -22,7 +22,7 @@ from stagecoach.contract.ledger import JobFolder
 from stagecoach.errors import ClusterUnavailable, StagecoachError
 from stagecoach.site import load_site
 from stagecoach.stages import StageResult, StageTask, run_stage
-from stagecoach.stages.act import cancel_open
+from stagecoach.stages.act import cancel_open, jobs_of_stage
 from stagecoach.stages.code import code_uri
 from stagecoach.stages.control import Control, Heartbeat, RunHeld
 from stagecoach.stages.pipeline import PipelineRequest, PreparedPipeline, pin_stage, prepare_pipeline, record_pipeline
@@ -93,19 +93,22 @@ def after_interrupt(control: Control, stage: StageTask, launcher: Launcher, view
     run_id = control.run_id
     if view.wants_cancel():
         control.hold("cancel", "Ctrl-C twice")
-        cancel_open(stage.folder, launcher)
+        for _, folder in jobs_of_stage(stage.plan.name, stage.folder):
+            cancel_open(folder, launcher)
         return Cancelled(f"run {run_id}, stage {stage.plan.name}: cancelled; `stagecoach resume {run_id}` goes on with it")
     return StoppedWatching(
-        f"no longer watching run {run_id}; the job of stage {stage.plan.name} goes on, and no later stage starts by itself. "
+        f"no longer watching run {run_id}; the job of stage {stage.plan.name} goes on, and no later stage starts before somebody resumes "
+        f"the run (a deployed `resume` flow does). "
         f"`stagecoach resume {run_id}` comes back, `stagecoach watch {run_id}` only looks"
     )
 
 
-def heals(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
+def heals(_task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
     """Whether a stage is tried again: only what time heals. A wrong setting, a damaged checkpoint, a job that failed for good: never."""
     try:
         state.result()
-    except HEALED_BY_TIME:
+    except HEALED_BY_TIME as error:
+        logger.warning("stage {} is tried again after a pause: {}", run.name, error)  # in place, Prefect's own lines are not shown
         return True
     except BaseException:
         return False

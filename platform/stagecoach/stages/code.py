@@ -88,7 +88,11 @@ def check_code(runs: Runs, digest: str | None) -> None:
 
 def _files(folder: Path) -> Iterator[Path]:
     """Regular files in order of their paths. Raises ConfigError for a link or anything else that is no file."""
-    for where, folders, names in os.walk(folder):
+
+    def refuse(error: OSError) -> None:
+        raise ConfigError(f"--code {folder}: {error.filename} cannot be read ({error.strerror}); make it readable, or take it out")
+
+    for where, folders, names in os.walk(folder, onerror=refuse):
         folders[:] = sorted(name for name in folders if not _is_skipped(name))
         for name in sorted([*names, *folders]):
             path = Path(where) / name

@@ -30,6 +30,10 @@ class RunHeld(StagecoachError):
 
     exit_code: ClassVar[ExitCode] = ExitCode.STOPPED
 
+    def __init__(self, says: str, hold: Hold) -> None:
+        super().__init__(says)
+        self.hold = hold
+
 
 @dataclass(frozen=True)
 class Control:
@@ -52,6 +56,10 @@ class Control:
         self.runs.store.delete(self._key(kind))
         return was_there
 
+    def put_back(self, hold: Hold) -> None:
+        """A hold that was lifted for nothing, with its words."""
+        self.runs.store.create_if_absent(self._key(hold.kind), encode(hold))
+
     def check(self) -> None:
         """Raises RunHeld with the way on."""
         hold = self.held()
@@ -59,8 +67,10 @@ class Control:
             return
         why = f" ({hold.reason})" if hold.reason else ""
         if hold.kind == "pause":
-            raise RunHeld(f"run {self.run_id} is paused{why}; `stagecoach unpause {self.run_id}`, then `stagecoach resume {self.run_id}`")
-        raise RunHeld(f"run {self.run_id} was cancelled{why}; `stagecoach resume {self.run_id}` goes on with it")
+            says = f"run {self.run_id} is paused{why}; `stagecoach unpause {self.run_id}`, then `stagecoach resume {self.run_id}`"
+        else:
+            says = f"run {self.run_id} was cancelled{why}; `stagecoach resume {self.run_id}` goes on with it"
+        raise RunHeld(says, hold)
 
     def check_unpaused(self) -> None:
         """Raises RunHeld for a paused run. A cancelled one goes on when somebody asks for it again."""

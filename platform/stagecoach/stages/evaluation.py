@@ -23,6 +23,7 @@ from stagecoach.contract.records import canonical_json, decode, encode, to_plain
 from stagecoach.errors import RunFailed
 from stagecoach.launch.submit import POLL_S, submit_job, wait_job
 from stagecoach.site import Site
+from stagecoach.stages.act import stop_if_held
 from stagecoach.stages.control import Control
 from stagecoach.stages.runner import Evaluate, StageTask
 from stagecoach.storage import NotFound, Store, open_store
@@ -165,6 +166,7 @@ def run_evaluation(task: EvaluationTask, launcher: Launcher) -> Scores:
         attempts = len(folder.attempt_numbers())
         task.hold()
         handle = submit_job(launcher, folder, launch_spec(task, folder), after_fatal=after_fatal)
+        stop_if_held(task.hold, folder, launcher)
         number = folder.submissions()[-1].submission
         state = wait_job(
             launcher, folder, handle, number, poll_s=task.poll_s,

@@ -38,31 +38,39 @@ class ForkRequest:
 def fork(runs: Runs, request: ForkRequest, site: Site) -> PreparedPipeline:
     """Records the new run; starts nothing. Raises ConfigError and CheckpointError, nothing is written then."""
     run = run_of(runs, request.run_id)
-    name = request.new_run_id
-    if name is not None and runs.run(check_run_id(name)) is not None:
-        raise ConfigError(f"--run-id {name}: that run exists; `stagecoach resume` goes on with it, or give another name")
     if request.stage not in run.stages:
         raise ConfigError(f"--stage {request.stage!r}: run {run.run_id} has the stages {', '.join(run.stages)}")
     folder = runs.stage(run, request.stage)
     ref = checkpoint_of(folder, request.at)
+    if request.new_run_id is not None:
+        refuse_existing(runs, check_run_id(request.new_run_id), ref)
     digest = verify(folder, ref, level="quick").digest
     kept = Control(runs, run.run_id).request() or _kept_of(run)
     pinned = [f"{request.stage}.init.{key}={value}" for key, value in _init(request.stage, ref, digest).items()]
     wanted = replace(
         request_from(kept, root=runs.store.uri, run_id=run.run_id),
         run_id=request.new_run_id,
-        settings=later_wins([*_without_init(kept.settings, request.stage), *pinned], request.settings),
+        settings=later_wins([*_without_init(kept.settings, request.stage), *layouts_of(kept, run.stages), *pinned], request.settings),
+        nodes=None,
+        ranks_per_node=None,
         data=request.data or kept.data,
         stages=(),
         from_checkpoint=None,
     )
     after = descendants(resolve(wanted.recipe, wanted.settings).plan, request.stage)
-    asked = kept.stages or run.stages
+    asked = {request.stage, *(kept.stages or run.stages), *(name for name in after if runs.stage(run, name).plan() is not None)}
     prepared = prepare_pipeline(replace(wanted, stages=tuple(name for name in after if name in asked)), site)
     pin(folder, ref, run_id=prepared.run.run_id)  # before the run is there to be started: gc may come between
     prepared = replace(prepared, run=replace(prepared.run, forked_from=ref.uri))
     record_pipeline(prepared)
     return prepared
+
+
+def refuse_existing(runs: Runs, name: str, ref: CheckpointRef) -> None:
+    """Raises ConfigError when there is such a run, but for the same fork whose caller died before it was kept how it was asked for."""
+    known = runs.run(name)
+    if known is not None and (known.forked_from != ref.uri or Control(runs, name).request() is not None):
+        raise ConfigError(f"--run-id {name}: that run exists; `stagecoach resume` goes on with it, or give another name")
 
 
 def checkpoint_of(folder: JobFolder, at: int | None) -> CheckpointRef:
@@ -90,9 +98,19 @@ def descendants(plan: PipelinePlan, stage: str) -> tuple[str, ...]:
 
 
 def later_wins(before: Sequence[str], after: Sequence[str]) -> tuple[str, ...]:
-    """Settings of the other run, but for those that are set anew."""
+    """Settings of the other run, but for those that are set anew, by themselves or by a setting of all that they are a part of."""
     anew = {parse_setting(text).path for text in after}
-    return (*(text for text in before if parse_setting(text).path not in anew), *after)
+
+    def is_kept(path: str) -> bool:
+        return not any(path == one or path.startswith(f"{one}.") for one in anew)
+
+    return (*(text for text in before if is_kept(parse_setting(text).path)), *after)
+
+
+def layouts_of(kept: RunRequest, stages: Sequence[str]) -> list[str]:
+    """The other run's --nodes and --ranks-per-node as settings, which --set can win over."""
+    asked = {"nodes": kept.nodes, "ranks_per_node": kept.ranks_per_node}
+    return [f"{stage}.layout.{name}={value}" for stage in stages for name, value in asked.items() if value is not None]
 
 
 def _without_init(settings: Sequence[str], stage: str) -> list[str]:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime
 
+from stagecoach.checkpoints.listing import COMMITTED
 from stagecoach.contract.control import RunRequest
 from stagecoach.contract.identity import identity_hash
 from stagecoach.contract.job import RunRecord
@@ -17,12 +18,12 @@ from stagecoach.contract.records import did_you_mean
 from stagecoach.errors import CheckpointError, ConfigError
 from stagecoach.recipes.built import not_built
 from stagecoach.recipes.problems import Problem
-from stagecoach.recipes.resolve import resolve
+from stagecoach.recipes.resolve import parse_setting, resolve
 from stagecoach.site import Site
 from stagecoach.stages.code import Bundle, check_code
 from stagecoach.stages.control import Control
 from stagecoach.stages.differences import refuse_other_plan
-from stagecoach.stages.parent import Depth, find_parent, pin_parent
+from stagecoach.stages.parent import Depth, FoundParent, find_parent, pin_parent
 from stagecoach.stages.pins import pin_data
 from stagecoach.stages.request import (
     Prepared,
@@ -73,6 +74,7 @@ class PreparedPipeline:
     run: RunRecord
     pipeline: PipelinePlan
     plans: tuple[StagePlan, ...]
+    beginnings: Mapping[str, StagePlan] = field(default_factory=dict)  # those that start from no stage of the same request, all pinned
     warnings: list[Problem] = field(default_factory=list)
 
     @property
@@ -95,6 +97,7 @@ def prepare_pipeline(request: PipelineRequest, site: Site) -> PreparedPipeline:
     """Resolves, pins and checks all asked stages. Raises ConfigError (nothing was written), CheckpointError for a parent that is there
     already and does not verify."""
     run_id = check_run_id(request.run_id) if request.run_id is not None else new_run_id(request.recipe, date.today())
+    refuse_code_setting(request)
     names = asked_stages(resolve(request.recipe, request.settings).plan, request.stages)
     layouts = [setting for name in names for setting in layout_settings(_of_stage(request, name))]
     resolved = resolve(request.recipe, [*request.settings, *layouts])
@@ -115,8 +118,16 @@ def prepare_pipeline(request: PipelineRequest, site: Site) -> PreparedPipeline:
     if known is None:
         run = replace(run, data={name: pin for plan in plans for name, pin in data_of(plan).items()})
     prepared = PreparedPipeline(request=replace(request, run_id=run_id), runs=runs, run=run, pipeline=resolved.plan, plans=tuple(plans))
-    refuse_other_plans(prepared, check_beginnings(prepared))
-    return replace(prepared, warnings=[*warnings, *forgotten_settings(prepared)])
+    prepared = replace(prepared, beginnings=check_beginnings(prepared))
+    refuse_other_plans(prepared)
+    return replace(prepared, warnings=[*warnings, *forgotten(prepared)])
+
+
+def refuse_code_setting(request: PipelineRequest) -> None:
+    """Raises ConfigError where a plan's `code` is set by hand: it is the digest of what --code packs."""
+    for setting in request.settings:
+        if parse_setting(setting).path.partition(".")[2] == "code":
+            raise ConfigError(f"--set {setting}: a stage's own code is given with --code DIR, for all stages of the request")
 
 
 def asked_stages(plan: PipelinePlan, asked: Sequence[str]) -> tuple[str, ...]:
@@ -147,9 +158,10 @@ def check_beginnings(prepared: PreparedPipeline) -> dict[str, StagePlan]:
     return pinned
 
 
-def refuse_other_plans(prepared: PreparedPipeline, pinned: Mapping[str, StagePlan]) -> None:
+def refuse_other_plans(prepared: PreparedPipeline) -> None:
     """Raises ConfigError where the run has frozen another plan for a stage: before it is kept how the run was asked for, which `resume`
     goes by."""
+    pinned = prepared.beginnings
     for plan in prepared.plans:
         frozen, asked = prepared.runs.stage(prepared.run, plan.name).plan(), pinned.get(plan.name, plan)
         if frozen is None:
@@ -160,13 +172,20 @@ def refuse_other_plans(prepared: PreparedPipeline, pinned: Mapping[str, StagePla
             refuse_other_plan(prepared.run.run_id, frozen, asked)
 
 
-def forgotten_settings(prepared: PreparedPipeline) -> list[Problem]:
-    """A warning where the run was asked for with settings before that are not given now: stages that have not begun go without them."""
-    kept = Control(prepared.runs, prepared.run.run_id).request()
-    gone = [setting for setting in (kept.settings if kept else ()) if setting not in prepared.request.settings]
+def forgotten(prepared: PreparedPipeline) -> list[Problem]:
+    """A warning where the run was asked for before with what is not given now: stages that have not begun go without it."""
+    kept, now = Control(prepared.runs, prepared.run.run_id).request(), prepared.request
+    if kept is None:
+        return []
+    gone = [f"--set {setting}" for setting in kept.settings if setting not in now.settings]
+    options = {
+        "--data": (kept.data, now.data), "--nodes": (kept.nodes, now.nodes), "--ranks-per-node": (kept.ranks_per_node, now.ranks_per_node),
+        "--from-checkpoint": (kept.from_checkpoint, now.from_checkpoint), "--code": (kept.code, now.code),
+    }  # fmt: skip
+    gone += [f"{name} {before}" for name, (before, given) in options.items() if before is not None and given is None]
     if not gone:
         return []
-    says = f"was last asked for with {' '.join(f'--set {setting}' for setting in gone)}, which is not given now"
+    says = f"was last asked for with {' '.join(gone)}, which is not given now"
     do = "stages that have not begun will go without; `stagecoach resume` goes on as it was asked for"
     return [Problem(severity="warning", path=f"run {prepared.run.run_id}", says=says, do=do)]
 
@@ -191,6 +210,7 @@ def pin_stage(prepared: PreparedPipeline, stage: str) -> StagePlan:
     found = find_parent(prepared.runs, prepared.run, plan, checkpoint=outside_checkpoint(prepared, plan))
     if found is None:
         return plan
+    refuse_missing(plan, found)
     pinned = pin_parent(found, plan, depth=prepared.request.depth)
     assert isinstance(plan.init, Parent)
     assert isinstance(pinned.init, Parent)
@@ -202,11 +222,37 @@ def pin_stage(prepared: PreparedPipeline, stage: str) -> StagePlan:
     return pinned
 
 
+def refuse_missing(plan: StagePlan, found: FoundParent) -> None:
+    """Raises CheckpointError where the checkpoint that the plan itself names, as a fork's does, was removed since."""
+    assert isinstance(plan.init, Parent)
+    if plan.init.checkpoint is not None and not found.job.store.exists(f"{found.ref.key}/{COMMITTED}"):
+        raise CheckpointError(
+            f"{plan.name}.init.checkpoint: {found.ref.uri}/{COMMITTED} is missing: it was removed since it was named; restore it from a "
+            "copy, or fork anew from a checkpoint that is there"
+        )
+
+
 def record_pipeline(prepared: PreparedPipeline) -> RunRecord:
-    """run.json, then how it was asked for. Before anything else of the run; any number of times."""
+    """run.json, the first stage's plan, then how it was asked for. Before anything else of the run; any number of times.
+
+    Of two callers at the same time who ask for different things one freezes its plan: the other is refused before its word is kept, which
+    `resume` goes by. Raises ConfigError then.
+    """
     run = record_run(Prepared(runs=prepared.runs, run=prepared.run, plan=prepared.plans[0]))
+    if run.forked_from != prepared.run.forked_from:
+        raise ConfigError(f"run {run.run_id} was begun by somebody else at the same time; give another --run-id")
+    freeze_beginning(prepared)
     Control(prepared.runs, run.run_id).ask(prepared.request.kept())
     return run
+
+
+def freeze_beginning(prepared: PreparedPipeline) -> None:
+    """Writes the first stage's plan.json where there is none. Raises ConfigError when it is another one."""
+    first = prepared.beginnings[prepared.plans[0].name]
+    folder = prepared.runs.stage(prepared.run, first.name)
+    frozen = None if folder.write_plan(first) else folder.plan()
+    if frozen is not None and identity_hash(frozen) != identity_hash(first):
+        refuse_other_plan(prepared.run.run_id, frozen, first)
 
 
 def refuse_replaced_data(run: RunRecord, plans: Sequence[StagePlan]) -> None:

@@ -50,6 +50,8 @@ def look(runs: Runs, run_id: str) -> Abandoned | None:
     except StagecoachError as error:
         logger.warning("run {} is passed over: {}", run_id, error)
         return None
+    if beat is None and run.forked_from is not None:
+        return None  # `fork` starts nothing: somebody does, with `resume`
     return None if stage is None else Abandoned(run_id=run_id, request=request, stage=stage, beat=beat.beat if beat else 0)
 
 

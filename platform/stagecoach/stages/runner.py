@@ -23,6 +23,7 @@ from stagecoach.contract.plan import Parent, StagePlan
 from stagecoach.errors import CheckpointError, RunFailed, StorageError
 from stagecoach.launch.submit import POLL_S, settle, submit_job, wait_job
 from stagecoach.site import Site
+from stagecoach.stages.act import stop_if_held
 from stagecoach.stages.control import Control
 from stagecoach.stages.differences import refuse_other_plan
 from stagecoach.stages.parent import Depth
@@ -138,6 +139,7 @@ def trained(task: StageTask, launcher: Launcher) -> TrainResult:
         attempts = len(folder.attempt_numbers())
         Control(task.runs, task.run.run_id).check()
         handle = submit_job(launcher, folder, launch_spec(task), after_fatal=after_fatal)
+        stop_if_held(Control(task.runs, task.run.run_id).check, folder, launcher)
         number = folder.submissions()[-1].submission
         state = wait_job(
             launcher, folder, handle, number, poll_s=task.poll_s,

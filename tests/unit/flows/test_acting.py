@@ -2,33 +2,39 @@
 
 import json
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from loguru import logger
+from prefect.client.schemas.objects import TaskRun
+from prefect.states import Failed
 
+from stagecoach.checkpoints.addresses import checkpoint_at
 from stagecoach.cli.act import fork_command, pause_command, unpause_command
 from stagecoach.cli.compare import compare_command
 from stagecoach.cli.read import explain_command, status_command
 from stagecoach.constants import Phase
 from stagecoach.contract.launch import JobState, RunHandle
 from stagecoach.contract.ledger import JobFolder, Runs
-from stagecoach.contract.plan import Parent
-from stagecoach.errors import ConfigError, RunFailed
+from stagecoach.contract.plan import Parent, Steps
+from stagecoach.errors import CheckpointError, ConfigError, RunFailed, StagecoachError
 from stagecoach.launch.submit import submit_job
 from stagecoach.site import Site
 from stagecoach.stages.act import stop_run, unpause
 from stagecoach.stages.compare import compare_runs
 from stagecoach.stages.control import Control, Heartbeat, RunHeld, request_of, who
 from stagecoach.stages.fork import ForkRequest, fork
-from stagecoach.stages.pipeline import pin_stage, prepare_pipeline, request_from
+from stagecoach.stages.pipeline import pin_stage, prepare_pipeline, record_pipeline, request_from
 from stagecoach.stages.recover import find_abandoned
 from stagecoach.storage.errors import StoreUnavailable
 from stagecoach.testing.fake_launcher import Crashed, FakeCluster, FakeLauncher
 from stagecoach.testing.flow_world import TOY_SETTINGS, Counter, TrainingLauncher
+from stagecoach_flows.cli import carry_out
 from stagecoach_flows.parameters import Mm1Parameters
-from stagecoach_flows.pipeline import plain_stage, run_pipeline
+from stagecoach_flows.pipeline import Cancelled, StoppedWatching, heals, plain_stage, run_pipeline, stage_task
 from stagecoach_flows.surroundings import NoView, Outcome, Surroundings, surrounded
 
 WITHOUT_SUITES = tuple(setting for setting in TOY_SETTINGS if "suites" not in setting)
@@ -258,10 +264,6 @@ def test_ctrl_c_stops_the_watching_and_twice_cancels(world: World) -> None:
         def wants_cancel(self) -> bool:
             return self.twice
 
-    from contextlib import nullcontext
-
-    from stagecoach_flows.pipeline import Cancelled, StoppedWatching
-
     values: dict[str, Any] = {"recipe": "mm1_tiny", "root": world.root, "run_id": "toy", "data": world.corpus, "settings": TOY_SETTINGS}
     for twice, kind, phase in ((False, StoppedWatching, Phase.RUNNING), (True, Cancelled, Phase.CANCELLED)):
         around = Surroundings(
@@ -321,3 +323,171 @@ def test_the_commands_say_what_they_did(world: World) -> None:
     assert "c: pretrain" in forked.output
     compared = CliRunner().invoke(compare_command, ["toy", "toy", "--root", world.root], catch_exceptions=False)
     assert "the same weights" in compared.output
+
+
+def test_a_fork_has_its_stage_and_those_after_it_whatever_the_run_was_last_asked_for(world: World) -> None:
+    for asked in ("pretrain", "sft"):
+        world.run(stages=(asked,))
+    assert fork(world.runs, ForkRequest(run_id="toy", stage="pretrain", new_run_id="a"), Site()).stages == ("pretrain", "sft")
+    world.run(stages=("pretrain",))
+    assert fork(world.runs, ForkRequest(run_id="toy", stage="sft", new_run_id="b"), Site()).stages == ("sft",)
+    assert request_of(world.runs, "b").stages == ("sft",)
+
+
+def test_a_forks_settings_win_over_the_other_runs_options_and_over_parts_of_them(world: World) -> None:
+    world.run(ranks_per_node=2)
+    settings = ("sft.layout.ranks_per_node=1", 'sft.duration={"kind": "steps", "steps": 2}')
+    made = fork(world.runs, ForkRequest(run_id="toy", stage="sft", new_run_id="b", settings=settings), Site())
+    assert (made.plan("sft").layout.ranks, made.plan("sft").duration) == (1, Steps(steps=2))
+    kept = fork(world.runs, ForkRequest(run_id="toy", stage="pretrain", new_run_id="c"), Site())
+    assert [plan.layout.ranks for plan in kept.plans] == [2, 2]
+
+
+def test_a_fork_whose_caller_died_before_its_request_was_kept_is_made_by_the_same_command(world: World) -> None:
+    world.run()
+    wanted = ForkRequest(run_id="toy", stage="sft", new_run_id="b")
+    fork(world.runs, wanted, Site())
+    world.runs.store.delete("runs/b/request.json")
+    with pytest.raises(ConfigError, match="that run exists"):
+        fork(world.runs, replace(wanted, stage="pretrain"), Site())
+    fork(world.runs, wanted, Site())
+    assert request_of(world.runs, "b").stages == ("sft",)
+    with pytest.raises(ConfigError, match="that run exists"):
+        fork(world.runs, wanted, Site())
+
+
+def test_a_fork_whose_checkpoint_was_removed_says_which_setting_names_it(world: World) -> None:
+    world.run()
+    made = fork(world.runs, ForkRequest(run_id="toy", stage="sft", new_run_id="b"), Site())
+    ref = checkpoint_at(made.run.forked_from or "")[1]
+    stage = world.runs.stage(world.runs.run("toy"), "sft")  # type: ignore[arg-type]
+    stage.store.delete(f"{ref.key}/COMMITTED")
+    with pytest.raises(CheckpointError, match=r"sft\.init\.checkpoint: .*COMMITTED is missing.*fork anew"):
+        world.resume("b")
+
+
+def test_a_fork_that_nobody_started_is_left_to_whoever_made_it(world: World) -> None:
+    world.run()
+    fork(world.runs, ForkRequest(run_id="toy", stage="pretrain", new_run_id="b"), Site())
+    assert find_abandoned(world.runs, watch_s=0) == []
+    told = CliRunner().invoke(explain_command, ["b", "--root", world.root], catch_exceptions=False)
+    assert "`stagecoach resume b` starts it" in told.output
+    with pytest.raises(ConfigError, match="has frozen another plan"):  # it would begin with random weights
+        world.run(run_id="b")
+
+
+def test_of_two_callers_who_ask_for_different_things_the_refused_one_does_not_say_how_to_go_on(world: World) -> None:
+    world.run(stages=("pretrain",))
+    kept = request_from(request_of(world.runs, "toy"), root=world.root, run_id="new")
+    one, other = (
+        prepare_pipeline(replace(kept, settings=(*kept.settings, f"pretrain.optimizer.peak_lr={rate}")), Site()) for rate in (1e-3, 2e-3)
+    )
+    record_pipeline(one)
+    with pytest.raises(ConfigError, match="has frozen another plan"):
+        record_pipeline(other)
+    assert request_of(world.runs, "new").settings == one.request.settings
+
+
+@pytest.mark.parametrize(("kind", "phase"), [("cancel", Phase.CANCELLED), ("pause", Phase.PAUSED)])
+def test_a_hold_that_comes_while_a_job_is_submitted_stops_the_job(world: World, kind: Any, phase: Phase) -> None:
+    class HeldAsItIsSubmitted(FakeLauncher):
+        def submit(self, spec: Any) -> RunHandle:
+            stop_run(world.runs, "toy", kind, launcher_of=lambda _: FakeLauncher(world.cluster), reason="lunch")
+            return super().submit(spec)
+
+    with pytest.raises(RunHeld, match="lunch"):
+        world.run(HeldAsItIsSubmitted(world.cluster))
+    assert [job.state.phase for job in world.cluster.jobs.values()] == [phase]
+
+
+def test_ctrl_c_twice_cancels_the_evaluation_that_runs(world: World) -> None:
+    class Person(NoView):
+        def wants_cancel(self) -> bool:
+            return True
+
+    class StillAnswers(TrainingLauncher):
+        def describe(self, handle: RunHandle) -> JobState:
+            return FakeLauncher.describe(self, handle) if handle.name.startswith("eval") else super().describe(handle)
+
+    def evaluation(task: Any, launcher: Any, _data: Any) -> Any:
+        def ask(folder: JobFolder, _plan: Any, _result: Any) -> dict[str, str]:
+            spec = world.cluster.jobs[folder.submissions()[-1].name].spec
+            asked = JobFolder(folder.store.child("evaluation/captions"))
+            submit_job(launcher, asked, replace(spec, name="eval", job_uri=asked.uri))
+            raise KeyboardInterrupt
+
+        return ask
+
+    around = Surroundings(
+        launcher=lambda *_: StillAnswers(world.cluster, Counter()), evaluation=evaluation, poll_s=0.0, outcome=Outcome(),
+        view=lambda *_: nullcontext(Person()),
+    )  # fmt: skip
+    values: dict[str, Any] = {"recipe": "mm1_tiny", "root": world.root, "run_id": "toy", "data": world.corpus, "settings": TOY_SETTINGS}
+    with surrounded(around), pytest.raises(Cancelled):
+        run_pipeline(Mm1Parameters(**values), run_one=plain_stage)
+    assert [job.state.phase for job in world.cluster.jobs.values()] == [Phase.SUCCEEDED, Phase.CANCELLED]
+
+
+def test_a_run_is_finished_when_all_that_was_asked_for_is(world: World) -> None:
+    world.run(stages=("pretrain",))
+    told = CliRunner().invoke(explain_command, ["toy", "--root", world.root, "--json"], catch_exceptions=False)
+    assert (json.loads(told.stdout)["cause"], json.loads(told.stdout)["stage"]) == ("finished", "pretrain")
+    listed = CliRunner().invoke(status_command, ["toy", "--root", world.root, "--json"], catch_exceptions=False)
+    assert [(job["cause"], job["next"]) for job in json.loads(listed.stdout)["jobs"]] == [
+        ("finished", "nothing"), ("never_submitted", "nothing"),
+    ]  # fmt: skip
+    with pytest.raises(ConfigError, match="is finished; there is nothing to cancel"):
+        stop_run(world.runs, "toy", "cancel", launcher_of=lambda _: FakeLauncher(world.cluster))
+    assert Control(world.runs, "toy").held() is None
+
+
+def test_a_job_that_ended_unseen_is_not_said_to_have_been_cancelled(world: World) -> None:
+    class Dies(TrainingLauncher):
+        def describe(self, handle: RunHandle) -> JobState:
+            super().describe(handle)
+            raise Crashed("before the end was noted")
+
+    with pytest.raises(Crashed):
+        world.run(Dies(world.cluster, Counter()))
+    assert stop_run(world.runs, "toy", "cancel", launcher_of=lambda _: FakeLauncher(world.cluster)).stages == ()
+
+
+def test_what_was_given_before_and_is_not_now_is_told(world: World) -> None:
+    world.run(stages=("pretrain",), ranks_per_node=2)
+    kept = request_from(request_of(world.runs, "toy"), root=world.root, run_id="toy")
+    assert prepare_pipeline(kept, Site()).warnings == []
+    (warning,) = prepare_pipeline(replace(kept, ranks_per_node=None), Site()).warnings
+    assert "was last asked for with --ranks-per-node 2, which is not given now" in warning.says
+
+
+def test_a_stages_code_is_not_set_by_hand(world: World) -> None:
+    with pytest.raises(ConfigError, match="--set pretrain.code=abc: .* is given with --code DIR"):
+        world.run(settings=(*TOY_SETTINGS, "pretrain.code=abc"))
+
+
+def test_ctrl_c_before_a_cancelled_run_goes_on_leaves_it_cancelled(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(RunHeld):
+        world.run(HeldWhileItRuns(world, "cancel"))
+
+    def interrupted(*_: Any) -> None:
+        assert Control(world.runs, "toy").held() is None
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("stagecoach_flows.in_place.run_in_place", interrupted)
+    monkeypatch.setattr("stagecoach_flows.surroundings.launcher_of", lambda *_: FakeLauncher(world.cluster))
+    before = Control(world.runs, "toy").held()
+    with pytest.raises(StagecoachError, match="it stays cancelled"):
+        carry_out(request_from(request_of(world.runs, "toy"), root=world.root, run_id="toy"), after_fatal=False, as_json=False)
+    assert Control(world.runs, "toy").held() == before is not None
+
+
+def test_a_stage_that_is_tried_again_says_why() -> None:
+    said: list[str] = []
+    sink = logger.add(lambda message: said.append(str(message)), format="{message}")
+    try:
+        assert heals(
+            stage_task, TaskRun(task_key="stage", dynamic_key="0", name="pretrain"), Failed(data=StoreUnavailable("the disk is full"))
+        )
+    finally:
+        logger.remove(sink)
+    assert said == ["stage pretrain is tried again after a pause: the disk is full\n"]

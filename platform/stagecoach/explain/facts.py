@@ -43,13 +43,16 @@ def gather(target: Target, *, view_of: ViewOf | None = None, wait_s: float = 0.0
     jobs = [gather_job(place.name, place.folder, is_stage=place.is_stage, view_of=view_of) for place in target.places]
     folders = [place.folder for place in target.places]
     reader = _Reader()
-    hold = reader.read(Control(target.runs, target.name).held, None) if target.runs is not None else None
+    control = Control(target.runs, target.name) if target.runs is not None else None
+    hold = reader.read(control.held, None) if control is not None else None
+    request = reader.read(control.request, None) if control is not None else None
     return Facts(
         name=target.name,
         uri=target.uri,
         run=target.run,
         jobs=tuple(watch_heartbeats(folders, jobs, wait_s)),
         hold=hold,
+        request=request,
         unreadable=(*target.unreadable, *reader.unreadable),
     )
 

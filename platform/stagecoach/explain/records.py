@@ -5,7 +5,7 @@ from enum import StrEnum
 from typing import Literal
 
 from stagecoach.constants import Phase
-from stagecoach.contract.control import Hold
+from stagecoach.contract.control import Hold, RunRequest
 from stagecoach.contract.job import (
     AttemptEnd,
     AttemptStart,
@@ -172,7 +172,13 @@ class Facts:
     run: RunRecord | None = None
     jobs: tuple[JobFacts, ...] = ()
     hold: Hold | None = None
+    request: RunRequest | None = None  # how the run was last asked for: None where nothing keeps that, and `resume` cannot go on with it
     unreadable: tuple[Unreadable, ...] = ()
+
+    def is_asked(self, job: JobFacts) -> bool:
+        """False for a stage that nobody asked for, and nothing was done for."""
+        stages = self.request.stages if self.request is not None else ()
+        return not stages or job.name in stages or job.is_touched or job.manifest is not None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -233,6 +239,7 @@ class Explanation(Stored):
     previous: Previous | None = None
     held: Held | None = None
     next_stage: str | None = None
+    can_resume: bool = False  # `stagecoach resume` knows how the run was asked for
     launcher: str | None = None
     cluster_phase: str | None = None
     cluster_reason: str = ""

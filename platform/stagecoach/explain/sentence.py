@@ -338,9 +338,19 @@ def _way_on(said: Explanation) -> str:
     return f"{way_on(said.run, said.held)} goes on {where_from}"
 
 
+def _submit(said: Explanation) -> str:
+    if said.can_resume:
+        return f"`stagecoach resume {said.run}` starts {f'stage {said.next_stage}' if said.next_stage else 'it'}"
+    if said.next_stage:
+        return f"start {said.next_stage} by running the pipeline again with the same run id"
+    return "start it by running it again with the same name"
+
+
 def _nothing(said: Explanation) -> str:
     if said.held is not None:
         return _way_on(said)
+    if said.cause == Cause.NEVER_SUBMITTED:
+        return "it was not asked for"
     return "" if said.cause in (Cause.FINISHED, Cause.NO_STAGES) else "it is not started again by itself"
 
 
@@ -355,11 +365,7 @@ NEXTS: dict[Next, Callable[[Explanation], str]] = {
     Next.NOTHING: _nothing,
     Next.WAIT: _wait,
     Next.RESTART_IN_PLACE: lambda said: f"its supervisor starts attempt {(said.attempt or 0) + 1} in place, {_from(said)}",
-    Next.SUBMIT: lambda said: (
-        f"start {said.next_stage} by running the pipeline again with the same run id"
-        if said.next_stage
-        else "start it by running it again with the same name"
-    ),
+    Next.SUBMIT: _submit,
     Next.RESUBMIT: _resubmit,
     Next.CHANGE: _change,
     Next.LOOK: lambda said: f"look at `stagecoach logs {said.run}`: if it is dead, submitted again it goes on {_from(said)}",

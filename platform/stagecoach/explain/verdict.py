@@ -34,7 +34,12 @@ COMING_BACK = (Phase.QUEUED, Phase.ADMITTED, Phase.STARTING, Phase.RUNNING, Phas
 
 def explain(facts: Facts) -> Explanation:
     """The whole run's, or the one job's: that of the job which decides what happens to it."""
-    said = under_hold(decide(facts), facts.hold)
+    return in_words(under_hold(decide(facts), facts.hold), facts)
+
+
+def in_words(said: Explanation, facts: Facts) -> Explanation:
+    """With its sentence."""
+    said = replace(said, can_resume=facts.request is not None)
     return replace(said, sentence=sentence_of(said))
 
 
@@ -42,9 +47,10 @@ def explain_each(facts: Facts) -> list[Explanation]:
     """Every stage's of a run on its own, or the one job's."""
     if facts.unreadable or not facts.jobs:
         return [explain(facts)]
-    held = deciding_job(facts.jobs)  # later stages wait for this one anyway
+    held = deciding_job(asked_jobs(facts))  # later stages wait for this one anyway
     each = [under_hold(explain_job(job, run=facts.name), facts.hold if job is held else None) for job in facts.jobs]
-    return [replace(said, sentence=sentence_of(said)) for said in each]
+    asked = [said if facts.is_asked(job) else replace(said, next=Next.NOTHING) for job, said in zip(facts.jobs, each, strict=True)]
+    return [in_words(said, facts) for said in asked]
 
 
 def decide(facts: Facts) -> Explanation:
@@ -53,14 +59,20 @@ def decide(facts: Facts) -> Explanation:
         return unreadable(facts.unreadable[0], run=facts.name)
     if not facts.jobs:
         return Explanation(run=facts.name, cause=Cause.NO_STAGES, next=Next.NOTHING)
-    job = deciding_job(facts.jobs)
+    jobs = asked_jobs(facts)
+    job = deciding_job(jobs)
     if job is not None:
-        if not job.is_touched and job is not facts.jobs[0]:
+        if not job.is_touched and job is not jobs[0]:
             return next_stage_not_started(facts, job)
         return explain_job(job, run=facts.name)
-    last = explain_job(facts.jobs[-1], run=facts.name)
+    last = explain_job(jobs[-1], run=facts.name)
     total = sum(explain_job(one, run=facts.name).steps_lost_total for one in facts.jobs)
     return replace(last, cause=Cause.FINISHED, next=Next.NOTHING, steps_lost_total=total)
+
+
+def asked_jobs(facts: Facts) -> list[JobFacts]:
+    """Without the stages that nobody asked for; all of them where that leaves none."""
+    return [job for job in facts.jobs if facts.is_asked(job)] or list(facts.jobs)
 
 
 def deciding_job(jobs: Sequence[JobFacts]) -> JobFacts | None:
@@ -76,7 +88,7 @@ def next_stage_not_started(facts: Facts, job: JobFacts) -> Explanation:
     """A stage is done, the next one is untouched."""
     finished = [one for one in facts.jobs if one.manifest is not None]
     if not finished:
-        return explain_job(facts.jobs[0], run=facts.name)
+        return explain_job(job, run=facts.name)
     said = explain_job(finished[-1], run=facts.name)
     return replace(said, cause=Cause.STAGE_FINISHED, next=Next.SUBMIT, next_stage=job.name)
 

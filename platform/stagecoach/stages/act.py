@@ -60,7 +60,8 @@ def stop_run(runs: Runs, run_id: str, kind: Kind, *, launcher_of: Callable[[str]
     if is_finished and kind == "pause":
         raise ConfigError(f"run {run_id} is finished; there is nothing to pause")
     is_new = is_finished or Control(runs, run_id).hold(kind, reason)
-    stopped, kept = [], []
+    stopped: list[str] = []
+    kept: list[str] = []
     for stage, folder in jobs_of(runs, run):
         job = open_job(folder, launcher_of)
         if job is not None:

@@ -38,7 +38,10 @@ def report_command(run: str, root: str | None, out: str | None, opens: str) -> N
     if path is None:
         sys.stdout.buffer.write(page)
         return
-    _write(path, page)
+    try:
+        _write(path, page)
+    except OSError as error:  # which names the file beside it, that nobody asked for
+        raise ConfigError(f"--out {out or path.name}: cannot write in the folder {path.parent}: {error.strerror}") from error
     click.echo(str(path))
     if opens == "yes" or (opens == "auto" and _has_desktop()):
         import webbrowser

@@ -1,7 +1,7 @@
 """Every attempt: why it was started, how far it came, why it stopped and what that cost."""
 
 from stagecoach.explain.records import AttemptFacts
-from stagecoach.report.charts import WIDTH, Scale, canvas, figure, swatch
+from stagecoach.report.charts import WIDTH, Scale, anchor, canvas, figure, swatch
 from stagecoach.report.events import Note
 from stagecoach.report.html import Content, Markup, el
 from stagecoach.report.numbers import count, duration, ticks
@@ -81,8 +81,8 @@ def timeline(stage: StageStory) -> Markup:
     for value in ticks(0, last):
         if value == round(value):
             drawn.append(el("line", {"class": "grid", "x1": x(value), "x2": x(value), "y1": 0, "y2": len(shown) * row}))
-            anchor = "start" if value == 0 else "end" if x(value) > WIDTH - 20 else "middle"
-            drawn.append(el("text", {"class": "tick", "x": x(value), "y": len(shown) * row + 14, "text-anchor": anchor}, count(value)))
+            under = {"class": "tick", "x": x(value), "y": len(shown) * row + 14, "text-anchor": anchor(x(value))}
+            drawn.append(el("text", under, count(value)))
     drawn += [_bar(stage, attempt, x, place * row) for place, attempt in enumerate(shown)]
     spoken = "Attempts over steps. " + " ".join(_spoken(stage, attempt) for attempt in shown)
     entries = [el("li", None, swatch("done"), "kept"), el("li", None, swatch("lost"), "lost")]

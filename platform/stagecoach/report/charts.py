@@ -12,7 +12,8 @@ from stagecoach.report.numbers import count, padded, percent, significant, ticks
 
 WIDTH = 380
 HEIGHT = 216
-LEFT, RIGHT, TOP, BOTTOM = 46, 10, 18, 36
+LEFT, RIGHT, TOP, BOTTOM = 52, 10, 18, 36
+MARK_LETTER = 7  # how wide one is on a phone, where they are largest
 COLOURS = 8  # classes c0 to c7
 
 
@@ -62,7 +63,7 @@ def line_chart(
     low = 0.0 if from_zero and min(values) >= 0 else low
     x = Scale(0, max([steps, 1] + [p.step for p in every]), LEFT, WIDTH - RIGHT)
     y = Scale(low, high, HEIGHT - BOTTOM, TOP)
-    drawn = [_grid(x, y, unit), *(_mark(mark, x) for mark in marks if 0 < mark.step <= x.high)]
+    drawn = [_grid(x, y, unit), *_marks([mark for mark in marks if 0 < mark.step <= x.high], x)]
     drawn += [_curve(line, x, y, place) for place, line in enumerate(lines)]
     shown = title if not unit else f"{title} ({unit})"
     spoken = f"{shown}. " + " ".join(spoken_line(line) for line in lines)
@@ -95,7 +96,9 @@ def _grid(x: Scale, y: Scale, unit: str) -> Markup:
         parts.append(el("text", {"class": "tick", "x": LEFT - 6, "y": at + 4, "text-anchor": "end"}, axis_number(value)))
     for value in ticks(x.low, x.high):
         if value == round(value):
-            parts.append(el("text", {"class": "tick", "x": x(value), "y": HEIGHT - BOTTOM + 16, "text-anchor": "middle"}, count(value)))
+            parts.append(
+                el("text", {"class": "tick", "x": x(value), "y": HEIGHT - BOTTOM + 16, "text-anchor": anchor(x(value))}, count(value))
+            )
     parts.append(el("line", {"class": "axis", "x1": LEFT, "x2": WIDTH - RIGHT, "y1": HEIGHT - BOTTOM, "y2": HEIGHT - BOTTOM}))
     parts.append(el("text", {"class": "axis-title", "x": WIDTH - RIGHT, "y": HEIGHT - 4, "text-anchor": "end"}, "step"))
     if unit:
@@ -103,19 +106,29 @@ def _grid(x: Scale, y: Scale, unit: str) -> Markup:
     return el("g", None, parts)
 
 
+def anchor(at: float) -> str:
+    """Of a number below an axis: in the middle, but near an edge of the canvas, which would cut it off."""
+    return "start" if at < 24 else "end" if at > WIDTH - 24 else "middle"
+
+
 def axis_number(value: float) -> str:
     return count(value) if abs(value) >= 10_000 else significant(value)
 
 
-def _mark(mark: Mark, x: Scale) -> Markup:
-    """Its label beside its line, within the plot: the unit stands above it."""
-    at = x(mark.step)
-    side = 3 if at < WIDTH - 40 else -3
-    return el(
-        "g", None,
-        el("line", {"class": "mark", "x1": at, "x2": at, "y1": TOP - 4, "y2": HEIGHT - BOTTOM}),
-        el("text", {"class": "mark-label", "x": at + side, "y": TOP + 7, "text-anchor": "start" if side > 0 else "end"}, mark.label),
-    )  # fmt: skip
+def _marks(marks: Sequence[Mark], x: Scale) -> list[Markup]:
+    """Each label beside its line, where there is room for it, within the plot: the unit stands above it."""
+    drawn: list[Markup] = []
+    taken = 0.0  # as far as the label before reaches
+    for mark in marks:
+        at, width = x(mark.step), MARK_LETTER * len(mark.label)
+        label = None
+        for left, anchored, end in ((at + 3, "start", at + 3), (at - 3 - width, "end", at - 3)):
+            if label is None and left >= taken and left + width <= WIDTH:
+                label = el("text", {"class": "mark-label", "x": end, "y": TOP + 7, "text-anchor": anchored}, mark.label)
+                taken = left + width
+        line = el("line", {"class": "mark", "x1": at, "x2": at, "y1": TOP - 4, "y2": HEIGHT - BOTTOM})
+        drawn.append(el("g", None, line, label))
+    return drawn
 
 
 def _curve(line: Line, x: Scale, y: Scale, place: int) -> Markup:
@@ -267,9 +280,7 @@ def dot_chart(title: str, unit: str, dots: Sequence[Dot], *, legend: Content = N
     for value in ticks(x.low, x.high, 5):
         drawn.append(el("line", {"class": "grid", "x1": x(value), "x2": x(value), "y1": top, "y2": bottom}))
         shown = f"{100 * value:.0f} %" if unit == "share" else significant(value)
-        at = x(value)
-        anchor = "start" if at < 20 else "end" if at > WIDTH - 24 else "middle"
-        drawn.append(el("text", {"class": "tick", "x": at, "y": bottom + 15, "text-anchor": anchor}, shown))
+        drawn.append(el("text", {"class": "tick", "x": x(value), "y": bottom + 15, "text-anchor": anchor(x(value))}, shown))
     drawn += [_dot_row(dot, x, top + place * row, unit) for place, dot in enumerate(dots)]
     spoken = f"{title}. " + " ".join(dot.spoken for dot in dots)
     return figure(title, canvas(drawn, bottom + 22, spoken), legend=legend, note=note)

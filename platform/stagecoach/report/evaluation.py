@@ -31,7 +31,6 @@ ParentScores = Mapping[tuple[str, str, int], Score]  # (category, metric, shots)
 class Ranked:
     """A category, and how much of what can be learned it shows."""
 
-    suite: str
     score: Score
     skill: float
 
@@ -53,17 +52,17 @@ def before_of(suite: Suite, score: Score, parent: ParentScores) -> Score | None:
 
 
 def ranked(suites: Sequence[Suite]) -> list[Ranked]:
-    """All categories, best first, by their score over what needs no skill. At the fewest shots a category was asked with."""
-    fewest: dict[tuple[str, str], Score] = {}
+    """All categories, best first, by their score over what needs no skill. Each once, at the fewest shots it was asked with; where a suite
+    was asked twice, by the evaluation with more samples."""
+    best: dict[tuple[str, str], Ranked] = {}
     for suite in suites:
         for score in suite.scores.scores if suite.scores else ():
             if score.metric in OTHER_SCALES or suite.scores is None or suite.scores.settings.shuffle_images:
                 continue
-            known = fewest.get((suite.name, score.category))
-            if known is None or score.shots < known.shots:
-                fewest[suite.name, score.category] = score
-    found = [Ranked(suite=suite, score=score, skill=skill(score)) for (suite, _), score in fewest.items()]
-    return sorted(found, key=lambda r: -r.skill)
+            known = best.get((score.category, score.metric))
+            if known is None or (score.shots, -score.samples) < (known.score.shots, -known.score.samples):
+                best[score.category, score.metric] = Ranked(score=score, skill=skill(score))
+    return sorted(best.values(), key=lambda r: -r.skill)
 
 
 def evaluation_part(suites: Sequence[Suite], parent: ParentScores, parent_name: str | None, budget: PictureBudget) -> Content:
@@ -136,14 +135,14 @@ def _charts(suite: Suite, parent: ParentScores, parent_name: str | None) -> list
 def _dot(suite: Suite, score: Score, parent: ParentScores) -> Dot:
     before = before_of(suite, score, parent)
     text, kind = verdict(score)
-    compared = [f"chance {percent(score.chance)}"] if score.chance is not None else []
-    compared += [f"image-blind optimum {percent(score.blind)}"] if score.blind is not None else []
-    compared += [f"parent {percent(before.value)}"] if before is not None else []
-    value = percent(score.value) if score.metric not in OTHER_SCALES else significant(score.value)
+    shown = significant if score.metric in OTHER_SCALES else percent
+    compared = [f"chance {shown(score.chance)}"] if score.chance is not None else []
+    compared += [f"image-blind optimum {shown(score.blind)}"] if score.blind is not None else []
+    compared += [f"parent {shown(before.value)}"] if before is not None else []
     return Dot(
         label=score.category, value=score.value, low=score.low, high=score.high, chance=score.chance, blind=score.blind,
         parent=before.value if before is not None else None, kind=kind,
-        spoken=f"{score.category}: {value}{''.join(f', {told}' for told in compared)}; {text}.",
+        spoken=f"{score.category}: {shown(score.value)}{''.join(f', {told}' for told in compared)}; {text}.",
     )  # fmt: skip
 
 
@@ -186,12 +185,18 @@ def _row(suite: Suite, score: Score, parent: ParentScores) -> list[Content]:
     before = before_of(suite, score, parent)
     shown = significant if score.metric in OTHER_SCALES else percent
     text, kind = verdict(score)
-    change = f"{shown(before.value)} ({100 * (score.value - before.value):+.0f})" if before is not None else NONE
+    change = f"{shown(before.value)} ({_change(score, before)})" if before is not None else NONE
     return [
         score.category, PLAIN_METRICS.get(score.metric, score.metric), str(score.shots), el("strong", None, shown(score.value)),
         f"{shown(score.low)} – {shown(score.high)}", f"{score.samples:,}", shown(score.chance) if score.chance is not None else NONE,
         shown(score.blind) if score.blind is not None else NONE, change, pill(text, kind if kind != "plain" else ""),
     ]  # fmt: skip
+
+
+def _change(score: Score, before: Score) -> str:
+    """On the scale that both are shown on: points of a hundred for shares."""
+    change = score.value - before.value
+    return f"{change:+.3g}" if score.metric in OTHER_SCALES else f"{100 * change:+.0f}"
 
 
 # --- answers to look at

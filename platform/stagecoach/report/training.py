@@ -15,6 +15,7 @@ WORDS = {"data_wait": "waiting for data", "checkpoint_stall": "checkpoint stall"
 MOST_LINES = 8
 MOST_BARS = 12
 MOST_SOURCES = 24
+MARKS_APART = 0.2  # of the axis: the width of `#123–145`
 
 
 def training_part(stage: StageStory) -> Content:
@@ -31,16 +32,19 @@ def training_part(stage: StageStory) -> Content:
 
 
 def attempt_marks(stage: StageStory) -> list[Mark]:
-    """Where attempts went on, but the first that made steps."""
+    """Where attempts went on, but the first that made steps. Those whose numbers would overlap share a line, where the first went on."""
     by_step: dict[int, list[int]] = {}
-    for attempt in stage.attempts:
-        if stage.last_step(attempt) > stage.resumed_from(attempt):
-            by_step.setdefault(stage.resumed_from(attempt), []).append(attempt.number)
-    if sum(len(numbers) for numbers in by_step.values()) < 2:
+    begun = sorted((stage.resumed_from(a), a.number) for a in stage.attempts if stage.last_step(a) > stage.resumed_from(a))
+    place = 0
+    for step, number in begun:
+        if place == 0 or step - place >= MARKS_APART * stage.steps:
+            place = step
+        by_step.setdefault(place, []).append(number)
+    if len(begun) < 2:
         return []
     return [
-        Mark(step=step, label=f"#{numbers[0]}" if len(numbers) == 1 else f"#{numbers[0]}–{numbers[-1]}")
-        for step, numbers in sorted(by_step.items())
+        Mark(step=step, label=f"#{numbers[0]}" if len(numbers) == 1 else f"#{min(numbers)}–{max(numbers)}")
+        for step, numbers in by_step.items()
     ]
 
 

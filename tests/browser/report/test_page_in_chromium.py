@@ -32,6 +32,11 @@ WIDER_THAN_THE_WINDOW = """
 CUT_OFF_CELLS = (
     "[...document.querySelectorAll('.scroll')].filter(e => e.scrollWidth > e.clientWidth + 1).map(e => e.textContent.slice(0, 60))"
 )
+CUT_OFF_TEXTS = """
+[...document.querySelectorAll('svg text')].filter(e => e.getClientRects().length)
+  .map(e => [e.textContent, e.getBoundingClientRect(), e.ownerSVGElement.getBoundingClientRect()])
+  .filter(([, text, drawing]) => text.right > drawing.right + 1 || text.left < drawing.left - 1).map(([text]) => text)
+"""
 FAINT_TEXTS = """
 (() => {
   const part = v => { v /= 255; return v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4 };
@@ -167,7 +172,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [360, 700, 1280])
+@pytest.mark.parametrize("width", [360, 800, 1181, 1280])
 @pytest.mark.parametrize("name", ["finished-run", "going", "hostile"])
 def test_nothing_is_cut_off_faint_or_wrong(tab: Tab, pages: dict[str, Path], name: str, width: int, scheme: str) -> None:
     tab.show(pages[name], width=width, scheme=scheme)
@@ -175,6 +180,7 @@ def test_nothing_is_cut_off_faint_or_wrong(tab: Tab, pages: dict[str, Path], nam
     assert tab.value("document.documentElement.scrollWidth") <= width
     assert tab.value(WIDER_THAN_THE_WINDOW) == []
     assert name == "hostile" or tab.value(CUT_OFF_CELLS) == []
+    assert name == "hostile" or tab.value(CUT_OFF_TEXTS) == []
     assert tab.value(FAINT_TEXTS) == []
     assert tab.value(SMALL_TEXTS) == []
     assert tab.value("document.scripts.length") == 0

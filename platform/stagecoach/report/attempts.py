@@ -81,8 +81,8 @@ def timeline(stage: StageStory) -> Markup:
     for value in ticks(0, last):
         if value == round(value):
             drawn.append(el("line", {"class": "grid", "x1": x(value), "x2": x(value), "y1": 0, "y2": len(shown) * row}))
-            under = {"class": "tick", "x": x(value), "y": len(shown) * row + 14, "text-anchor": anchor(x(value))}
-            drawn.append(el("text", under, count(value)))
+            below = len(shown) * row + 14
+            drawn.append(el("text", {"class": "tick", "x": x(value), "y": below, "text-anchor": anchor(x(value))}, count(value)))
     drawn += [_bar(stage, attempt, x, place * row) for place, attempt in enumerate(shown)]
     spoken = "Attempts over steps. " + " ".join(_spoken(stage, attempt) for attempt in shown)
     entries = [el("li", None, swatch("done"), "kept"), el("li", None, swatch("lost"), "lost")]

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from stagecoach.report.page import build_page
 from stagecoach.report.story import Story, read_story
 from stagecoach.report.training import attempt_marks
 from stagecoach.testing.ledger import AT, write_run
-from stagecoach.testing.runs import plan_of, write_events, write_finished_run, write_suite
+from stagecoach.testing.runs import plan_of, write_events, write_finished_run
 
 
 def story_of(root: str, name: str) -> Story:
@@ -76,7 +77,7 @@ def test_numbers_of_attempts_neither_overlap_nor_leave_the_drawing(preempted: St
             for at, anchored, label in chart
         ]
         assert all(0 <= left < right <= WIDTH for left, right in ends)
-        assert all(right <= left for (_, right), (left, _) in zip(ends, ends[1:], strict=False))
+        assert all(right <= left for (_, right), (left, _) in pairwise(ends))
 
 
 def test_where_a_page_cannot_be_written_the_name_that_was_asked_for_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

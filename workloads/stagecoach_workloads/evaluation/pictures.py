@@ -88,7 +88,7 @@ def _enlarged(pixels_HWC: np.ndarray) -> np.ndarray:
     from PIL import Image
 
     height, width = pixels_HWC.shape[:2]
-    factor = max(1, -(-LEAST_SIDE // min(height, width)))
+    factor = max(1, min(-(-LEAST_SIDE // min(height, width)), MOST_SIDE // max(height, width)))
     image = Image.fromarray(pixels_HWC)
     if factor > 1:
         image = image.resize((width * factor, height * factor), Image.Resampling.NEAREST)

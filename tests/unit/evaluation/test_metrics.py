@@ -126,7 +126,7 @@ def test_boxes_are_read_from_what_models_write() -> None:
 
 def test_choices_and_texts() -> None:
     options = ["cat", "dog", "big dog"]
-    said = {"B": 1, "(B)": 1, "B. dog": 1, "b": 0, "dog": 1, "Dog.": 1, "A": 0, "D": 0, "big dog": 0, "": 0, "Because": 0}
+    said = {"B": 1, "(B)": 1, "B. dog": 1, "b": 1, "dog": 1, "Dog.": 1, "A": 0, "D": 0, "big dog": 0, "": 0, "Because": 0}
     assert {answer: choice(answer, options, 1) for answer in said} == said
     forms = ("B)", "B:", "B.", "(B) dog", "B) it is", "B: dog", "B\nIt barks.")
     assert [choice(answer, options, 1) for answer in forms] == [1] * len(forms)
@@ -146,6 +146,14 @@ def test_an_article_is_no_letter() -> None:
 def test_a_lone_letter_is_what_was_asked_for_even_where_it_is_an_options_text() -> None:
     assert [choice("A", ["B", "A"], number) for number in range(2)] == [1, 0]
     assert [choice("V", ["I", "II", "V"], number) for number in range(3)] == [0, 0, 1]  # there is no option V by letter
+
+
+def test_a_small_letter_counts_where_it_stands_alone_and_is_no_options_text() -> None:
+    for said in ("b", "(b)", "b)", "b.", "(b).", "b:", " b\n"):
+        assert [choice(said, ["cat", "dog", "fish"], right) for right in range(3)] == [0, 1, 0], said
+    for said in ("a red bus", "a", "d", "b it is", "b. dog"):
+        assert choice(said, ["cat", "dog", "fish"], 1) == 0, said
+    assert [choice("a", ["b", "a"], right) for right in range(2)] == [0, 1]
 
 
 def test_luck_is_the_exact_binomial() -> None:

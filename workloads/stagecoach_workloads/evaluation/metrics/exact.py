@@ -5,6 +5,8 @@ from collections.abc import Sequence
 
 _LETTER = re.compile(r"(?:\((?=[A-Z]\)))?([A-Z])(?:[).:]|\s*\n|$)")  # no word that begins with one, nor the article in "A red bus"
 
+_SMALL = re.compile(r"\(?([a-z])\)?[.:]?")  # alone: at the start of a text it may be the article
+
 
 def exact(answer: str, value: str) -> float:
     """1 when the texts are equal but for white space and a last full stop."""
@@ -24,6 +26,7 @@ def choice(answer: str, options: Sequence[str], right: int) -> float:
     """1 when the answer names option number `right`: by its letter, or by exactly its text without regard to case.
 
     A letter counts alone, also on a line of its own, and before a mark, whatever follows that: `B`, `(B)`, `B)`, `B.`, `B:`, `B. text`.
+    A small one counts alone (`b`, `(b)`, `b.`), where it is no option's text.
     An answer that is exactly one option's text is that option, whatever letter it begins with. A letter with nothing after it is
     always the letter, which is what is asked for, even where another option's text is that letter.
 
@@ -35,6 +38,9 @@ def choice(answer: str, options: Sequence[str], right: int) -> float:
     letter = _LETTER.match(said)
     if letter and ord(letter[1]) - ord("A") < len(options) and (letter.end() == len(said) or not is_text):
         return float(ord(letter[1]) - ord("A") == right)
+    small = _SMALL.fullmatch(said)
+    if small and not is_text:
+        return float(ord(small[1]) - ord("a") == right)
     return float(is_text and _plain(said).lower() == texts[right])
 
 

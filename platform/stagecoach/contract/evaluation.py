@@ -112,7 +112,7 @@ class Score(Record):
 REMARKS = {  # by a name in `Scores.metrics`
     "not_asked": "questions could not be asked and count as wrong",
     "cut_off": "answers were cut off at the longest length (--max-new-tokens)",
-    "shots_left_out": "shots in all did not fit into the prompts and were left out",
+    "shots_left_out": "shots in all were left out: they did not fit into the prompts, or there were not as many",
 }
 
 

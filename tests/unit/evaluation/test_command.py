@@ -114,5 +114,5 @@ def test_what_the_scores_do_not_show_is_said() -> None:
     metrics = {"mean@0": 1.0, "not_asked": 2000.0, "cut_off": 0.0, "shots_left_out": 8.0}
     assert Scores(settings=settings, scores=(), answers=9, metrics=metrics, finished_at="Monday").remarks() == [
         "2,000 questions could not be asked and count as wrong",
-        "8 shots in all did not fit into the prompts and were left out",
+        "8 shots in all were left out: they did not fit into the prompts, or there were not as many",
     ]

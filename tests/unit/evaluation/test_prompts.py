@@ -9,6 +9,7 @@ from stagecoach.contract.dataset import read_corpus
 from stagecoach.contract.plan import StagePlan
 from stagecoach.storage import open_store
 from stagecoach_workloads.data.dataset import open_dataset
+from stagecoach_workloads.data.images import image_info
 from stagecoach_workloads.data.plan.open import open_data, read_tokenizer
 from stagecoach_workloads.data.work.collate import Batch
 from stagecoach_workloads.data.work.loader import StepLoader
@@ -129,6 +130,29 @@ def test_shots_that_do_not_fit_are_left_out_and_told(tuned: StagePlan, corpus: s
     assert len(found.prompt.tokens) + 8 <= 90
     tiny = replace(tuned, model=replace(tuned.model, decoder=replace(decoder, max_positions=12)))
     assert maker_of(tiny).ask(asked, shots).prompt is None
+
+
+def test_a_question_with_another_ones_image_shows_that_one_though_its_own_was_seen_in_a_shot(tuned: StagePlan, corpus: str) -> None:
+    one, other = suite_of(corpus, "vqa").questions[:2]
+    swapped = replace(one, images=other.images)
+    maker = maker_of(tuned)
+    maker.ask(other, [one])
+    for shots in ([], [other], [one]):
+        asked, alone = (each.ask(swapped, shots).prompt for each in (maker, maker_of(tuned)))
+        assert asked is not None
+        assert alone is not None
+        assert [image.region for image in asked.images] == [image.region for image in alone.images]
+        for image, expected in zip(asked.images, alone.images, strict=True):
+            assert torch.equal(image.pixels_CHW, expected.pixels_CHW)
+
+
+@pytest.mark.parametrize("which", ["tuned", "base"])
+def test_a_shot_whose_box_is_told_in_pixels_shows_it_on_the_canvas(which: str, request: pytest.FixtureRequest, corpus: str) -> None:
+    question = suite_of(corpus, "refer_ground").questions[0]
+    info = image_info(question.images[0].read())
+    box = [info.width / 4, info.height / 2, info.width * 0.75, info.height]
+    shot = replace(question, answer="", gold={"pixels": box}, box_image=question.images[0])
+    assert "[250, 500, 750, 1000]" in words(maker_of(request.getfixturevalue(which)), question, [shot])
 
 
 def _tiles(maker: PromptMaker, question: Question, shots: list[Question]) -> list[int]:

@@ -16,7 +16,7 @@ from PIL import Image
 from stagecoach.contract.evaluation import PUBLISHED_SUITES
 from stagecoach.errors import DataError
 from stagecoach.storage import open_store
-from stagecoach_workloads.evaluation.answering import gold_of
+from stagecoach_workloads.evaluation.gold import answer_of, gold_of
 from stagecoach_workloads.evaluation.metrics import is_single, score
 from stagecoach_workloads.evaluation.published.folder import is_training
 from stagecoach_workloads.evaluation.published.formats import READERS, published_suite
@@ -69,7 +69,7 @@ def words(question: Question) -> str:
 
 def coco_hub(folder: Path) -> None:
     rows = [
-        {"question_id": f"COCO_val2014_00000000000{n}.jpg", "image": on_hub(picture()), "answer": ["A dog.", "a cat"]} for n in range(3)
+        {"question_id": f"COCO_val2014_00000000000{n}.jpg", "image": on_hub(picture()), "answer": [f"Dog {n}.", "a cat"]} for n in range(3)
     ]
     write_parquet(folder, "val.parquet", rows)
 
@@ -218,8 +218,8 @@ def test_files_become_questions(
     for question in suite.questions:
         assert all(Image.open(io.BytesIO(each.read())).size[0] > 0 for each in question.images)
         assert words(question).strip() or question.form == "caption"
-        if is_single(question.metric) and question.answer:
-            assert score(question.metric, question.answer, gold_of(question)) == 1
+        if is_single(question.metric):
+            assert score(question.metric, answer_of(question), gold_of(question)) == 1
 
 
 def test_all_ten_are_covered() -> None:
@@ -372,7 +372,7 @@ def test_files_in_a_training_folder_are_shots_and_never_asked(tmp_path: Path) ->
 
 def test_problems_of_all_splits_lie_in_one_file_wherever_that_is(tmp_path: Path) -> None:
     splits = {"3": "test", "4": "val", "5": "train"}
-    problems = {number: {**SCIENCE, "image": None, "split": split} for number, split in splits.items()}
+    problems = {number: {**SCIENCE, "question": f"Is it {number}?", "image": None, "split": split} for number, split in splits.items()}
     write_json(tmp_path, "train_and_test/problems.json", problems)
     suite = read(tmp_path, "scienceqa")
     assert [question.id for question in suite.questions] == ["scienceqa/3"]

@@ -13,8 +13,14 @@ from stagecoach.contract.ledger import JobFolder
 from stagecoach.contract.plan import StagePlan
 from stagecoach.contract.records import decode
 from stagecoach.errors import CheckpointError, ConfigError, DataError
+from stagecoach.storage import open_store
+from stagecoach_workloads.data.plan.open import read_tokenizer
+from stagecoach_workloads.data.samples import SampleError, Turn
 from stagecoach_workloads.evaluation import main, segments
 from stagecoach_workloads.evaluation.answering import Answerer
+from stagecoach_workloads.evaluation.prompts import PromptMaker
+from stagecoach_workloads.evaluation.question import Question
+from stagecoach_workloads.evaluation.suite import Item, Suite
 from stagecoach_workloads.rank import RankContext, Stopped
 
 SMALL = {"limit": 2, "max_new_tokens": 4}
@@ -129,6 +135,38 @@ def test_a_flipped_byte_of_the_weights_is_found(tuned: StagePlan, asking: Any, t
     path.write_bytes(body)
     with pytest.raises(CheckpointError, match="model-00001"):
         main(context)
+
+
+def test_answers_are_read_back_whatever_ends_a_line_in_them(tmp_path: Any) -> None:
+    text = "one\u2028two\u2029three\x85four\r\nfive\x0b"
+    question = Question(id="q", category="c", metric="exact", form="chat", turns=(), answer=text, gold={"value": text})
+    answer = segments.Answer(
+        id="q@0", category="c", metric="exact", shots=0, shots_shown=0, question=text, gold={"value": text}, answer=text, score=1.0
+    )
+    store = open_store(f"file://{tmp_path}")
+    segments.write_segment(store, 0, [answer])
+    assert segments.read_segment(store, 0, [Item(question=question, shots=0)]) == [answer]
+
+
+class Gone:
+    """An image that cannot be read."""
+
+    identity = "gone"
+
+    def read(self) -> bytes:
+        raise SampleError("gone.png: not there")
+
+
+def test_one_image_that_is_not_there_is_that_questions_trouble(tuned: StagePlan) -> None:
+    maker = PromptMaker(tuned, read_tokenizer(str(tuned.data.tokenizer)), 4)
+    turns = (Turn("user", ({"image": 0}, "Where?")),)
+    shown = Question(id="q", category="c", metric="exact", form="chat", turns=turns, answer="", gold={"value": "x"}, images=(Gone(),))
+    box = replace(shown, turns=(Turn("user", ("Where?",)),), images=(), gold={"pixels": [1, 1, 2, 2]}, metric="iou_50", box_image=Gone())
+    suite = Suite(name="s", questions=(shown, box), ask=lambda question, _: (question, ()))
+    answers = Answerer(None, maker, 4).answer(suite, suite.items([0]))  # type: ignore[arg-type]  # nothing is left to ask a model
+    assert [(answer.trouble, answer.score, answer.gold) for answer in answers] == [
+        ("gone.png: not there", 0.0, question.gold) for question in (shown, box)
+    ]
 
 
 def test_answers_of_another_evaluation_are_refused(tuned: StagePlan, asking: Any) -> None:

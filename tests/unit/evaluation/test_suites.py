@@ -8,7 +8,7 @@ from stagecoach.errors import ConfigError
 from stagecoach.storage import open_store
 from stagecoach_workloads.evaluation.made import made_suite
 from stagecoach_workloads.evaluation.metrics import is_single, score
-from stagecoach_workloads.evaluation.question import Question
+from stagecoach_workloads.evaluation.question import InMemory, Question
 from stagecoach_workloads.evaluation.scores import values_of
 from stagecoach_workloads.evaluation.segments import Answer
 from stagecoach_workloads.evaluation.statistics import p_at_least
@@ -109,6 +109,31 @@ def test_shuffled_images_leave_what_is_known_blindly_and_all_of_the_text(corpus:
     assert p_at_least(round(right[True] * len(pictured)), len(pictured), blind) > 0.01
     assert all(own.images != other.images for own, other in zip(suite.questions, shuffled, strict=True) if own.images)
     assert [question.images for question in shuffled_images(suite.questions, seed=0)] == [question.images for question in shuffled]
+
+
+def pictured(number: int, image: str, category: str = "colour") -> Question:
+    return Question(
+        id=f"{category}/{number}", category=category, metric="exact", form="chat", turns=(), answer="", gold={},
+        images=(InMemory(image.encode()),),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("images", ["aaabbc", "abcdeffff", "aab", "aaaab", "abababab"])
+def test_no_question_keeps_its_image_where_several_are_about_one(images: str) -> None:
+    questions = [pictured(number, image) for number, image in enumerate(images)]
+    for seed in range(20):
+        shuffled = shuffled_images(questions, seed=seed)
+        assert all(own.images != other.images for own, other in zip(questions, shuffled, strict=True))
+        if max(map(images.count, images)) <= len(images) / 2:  # they go round
+            assert sorted(other.images[0].read() for other in shuffled) == sorted(own.images[0].read() for own in questions)
+
+
+def test_where_a_category_has_one_image_it_gets_another_categorys() -> None:
+    questions = [pictured(number, "a") for number in range(3)] + [pictured(0, "a", "count"), pictured(1, "b", "count")]
+    shuffled = shuffled_images(questions, seed=0)
+    assert [each.images[0].read() for each in shuffled] == [b"b", b"b", b"b", b"b", b"a"]
+    alone = [pictured(0, "a")]
+    assert shuffled_images(alone, seed=0) == alone
 
 
 def _seen(question: Question) -> str:

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from stagecoach_workloads.data.dataset import ContentError
-from stagecoach_workloads.data.images import ImageRefused, image_info
+from stagecoach_workloads.data.images import ImageRefused
 from stagecoach_workloads.data.media import MediaRefused
+from stagecoach_workloads.data.samples import SampleError
+from stagecoach_workloads.evaluation.gold import gold_of
 from stagecoach_workloads.evaluation.metrics import is_single, score
 from stagecoach_workloads.evaluation.prompts import Asked, PromptMaker
 from stagecoach_workloads.evaluation.question import Question
@@ -28,6 +30,7 @@ class _Open:
     item: Item
     question: Question
     asked: Asked
+    gold: dict[str, Any]
 
 
 @dataclass
@@ -46,21 +49,21 @@ class Answerer:
         for place, item in enumerate(items):
             question, shots = suite.ask(item.question, item.shots)
             try:
-                asked = self.maker.ask(question, shots)
-            except (ContentError, ImageRefused, MediaRefused) as error:
-                found[place] = _answer(item, question, None, "", trouble=str(error)[:300])
+                asked, gold = self.maker.ask(question, shots), gold_of(question)
+            except (ContentError, ImageRefused, MediaRefused, SampleError) as error:
+                found[place] = _answer(item, question, None, dict(question.gold), "", trouble=str(error)[:300])
                 continue
             if asked.prompt is None:
-                found[place] = _answer(item, question, asked, "", trouble=TOO_LONG)
+                found[place] = _answer(item, question, asked, gold, "", trouble=TOO_LONG)
                 continue
-            batches[bool(question.options), asked.stops].append(_Open(place, item, question, asked))
+            batches[bool(question.options), asked.stops].append(_Open(place, item, question, asked, gold))
         for (has_options, stops), waiting in batches.items():
             waiting.sort(key=_length)
             for first in range(0, len(waiting), self.batch_size):
                 self.beat()
                 batch = waiting[first : first + self.batch_size]
                 for each, (text, finished) in zip(batch, self._choose(batch) if has_options else self._say(batch, stops), strict=True):
-                    found[each.place] = _answer(each.item, each.question, each.asked, text, finished=finished)
+                    found[each.place] = _answer(each.item, each.question, each.asked, each.gold, text, finished=finished)
         return [found[place] for place in range(len(items))]
 
     def _say(self, batch: Sequence[_Open], stops: tuple[str, ...]) -> list[tuple[str, bool]]:
@@ -85,9 +88,10 @@ def _length(each: _Open) -> int:
     return len(each.asked.prompt.tokens) if each.asked.prompt is not None else 0
 
 
-def _answer(item: Item, question: Question, asked: Asked | None, text: str, *, finished: bool = True, trouble: str = "") -> Answer:
+def _answer(
+    item: Item, question: Question, asked: Asked | None, gold: dict[str, Any], text: str, *, finished: bool = True, trouble: str = ""
+) -> Answer:
     single = is_single(question.metric)
-    gold = {} if trouble else gold_of(question)
     value = score(question.metric, text, gold) if single and not trouble else 0.0
     return Answer(
         id=item.id,
@@ -96,7 +100,7 @@ def _answer(item: Item, question: Question, asked: Asked | None, text: str, *, f
         shots=item.shots,
         shots_shown=asked.shots + question.shots_inside if asked else 0,
         question=question.text,
-        gold=gold or dict(question.gold),
+        gold=gold,
         answer=text,
         score=value if single else None,
         finished=finished,
@@ -104,13 +108,3 @@ def _answer(item: Item, question: Question, asked: Asked | None, text: str, *, f
         images=len(question.images),
         options=list(question.options),
     )
-
-
-def gold_of(question: Question) -> dict[str, Any]:
-    """The right answer; a box in pixels of its image becomes one on the canvas of 1000 x 1000, which the model was taught."""
-    if "pixels" not in question.gold:
-        return dict(question.gold)
-    info = image_info(question.images[0].read())
-    x1, y1, x2, y2 = question.gold["pixels"]
-    scale_x, scale_y = 1000 / info.width, 1000 / info.height
-    return {"value": [x1 * scale_x, y1 * scale_y, x2 * scale_x, y2 * scale_y]}

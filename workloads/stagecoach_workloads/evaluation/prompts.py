@@ -17,9 +17,10 @@ from stagecoach_workloads.data.samples import Turn
 from stagecoach_workloads.data.templates import BOS, Piece, pieces
 from stagecoach_workloads.data.tokens import TextTokenizer
 from stagecoach_workloads.data.work.pixels import tiles_of
-from stagecoach_workloads.evaluation.question import Question
+from stagecoach_workloads.evaluation.gold import answer_of
+from stagecoach_workloads.evaluation.question import Picture, Question
 from stagecoach_workloads.models.prompts import ImagePart, Prompt, build_prompt
-from stagecoach_workloads.models.splitting import Tiling, plan_tiles
+from stagecoach_workloads.models.splitting import Fit, Tiling, plan_tiles
 
 FRAMES = 24  # of a video, for a stage that trained on none (MM1.5: recipes.md 2.5)
 CAPTION_REQUEST = "Provide a one-sentence caption for the provided image."  # as public evaluators ask a fine-tuned model
@@ -44,7 +45,7 @@ class PromptMaker:
     plan: StagePlan
     tokenizer: TextTokenizer
     max_new_tokens: int
-    _tiles: dict[tuple[str, int, bool], list[ImagePart]] = field(default_factory=dict)
+    _tiles: dict[tuple[Picture, Fit, int], list[ImagePart]] = field(default_factory=dict)
 
     @property
     def is_tuned(self) -> bool:
@@ -58,7 +59,8 @@ class PromptMaker:
         return frozenset({self.tokenizer.eos_id} | ({end} if end is not None and self.plan.data.template == "phi3" else set()))
 
     def ask(self, question: Question, shots: Sequence[Question] = ()) -> Asked:
-        """The prompt with as many of the last shots as fit. Raises ContentError for an image that cannot be decoded."""
+        """The prompt with as many of the last shots as fit. Raises ContentError, ImageRefused, MediaRefused or
+        SampleError for an image that cannot be read."""
         context = self.plan.model.decoder.max_positions - self.max_new_tokens
         for left_out in range(len(shots) + 1):
             shown = list(shots[left_out:])
@@ -121,7 +123,7 @@ class PromptMaker:
     def _document(self, question: Question, *, told: bool) -> list[Piece]:
         """A document up to its answer. `told`: the answer too, and a new line."""
         content = self._content(question)
-        return [*content, Piece(f"{question.lead}{question.answer}{question.tail}\n")] if told else content
+        return [*content, Piece(f"{question.lead}{answer_of(question)}{question.tail}\n")] if told else content
 
     def _base(self, question: Question, *, told: bool) -> list[Piece]:
         """MM1's prompts for a model that was never taught to answer."""
@@ -132,7 +134,7 @@ class PromptMaker:
         else:
             words = " ".join(piece.text.strip() for piece in content if piece.image is None)
             asked = [*images, Piece(f"{' ' if images else ''}Question: {words} Short answer:")]
-        return [*asked, Piece(f" {question.answer}\n")] if told else asked
+        return [*asked, Piece(f" {answer_of(question)}\n")] if told else asked
 
     def _turns(self, shots: Sequence[Question], question: Question) -> tuple[list[Turn], list[Shown]]:
         """One conversation of all, its images numbered through."""
@@ -145,7 +147,7 @@ class PromptMaker:
                 turns.append(Turn(turn.role, content))
             owners += [(each, number) for number in range(len(each.images))]
             if place < len(shots):
-                turns.append(Turn("assistant", (each.answer,)))
+                turns.append(Turn("assistant", (answer_of(each),)))
         return turns, owners
 
     @staticmethod
@@ -210,7 +212,8 @@ class PromptMaker:
         """An image's tiles with their indicators in front."""
         question, place = shown
         tiling = self._tiling(shown, number, split=split)
-        key = (question.id, place, split)
+        # by the picture, not by whose it is: with shuffled images a question shows another one's, and as a shot its own
+        key = (question.images[place], tiling.canvas, len(tiling.tiles))
         tiles = self._tiles.get(key)
         if tiles is None:
             tiles = _decode(question.images[place].read(), tiling)

@@ -60,7 +60,8 @@ def read_segment(store: Store, segment: int, items: Sequence[Item]) -> list[Answ
     """Raises DataError when it does not answer these items: somebody wrote another evaluation's answers there."""
     uri = store.uri_of(_key(segment))
     try:
-        answers = [Answer(**json.loads(line)) for line in store.read(_key(segment)).decode().splitlines()]
+        lines = store.read(_key(segment)).decode().split("\n")  # not splitlines(): a text may hold U+2028
+        answers = [Answer(**json.loads(line)) for line in lines if line]
     except (ValueError, TypeError) as error:
         raise DataError(f"{uri}: cannot be read: {error}; remove it and run the evaluation again: it is answered anew") from None
     if [answer.id for answer in answers] != [item.id for item in items]:

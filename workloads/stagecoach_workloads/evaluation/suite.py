@@ -1,6 +1,6 @@
 """A suite: questions in a fixed order, shots for them, and what each category scores without skill."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from stagecoach.contract.dataset import Baseline
@@ -58,25 +58,37 @@ def limited(questions: Sequence[Question], limit: int | None) -> list[Question]:
 def shuffled_images(questions: Sequence[Question], *, seed: int) -> list[Question]:
     """Every question with the images of another one of its category that shows as many: what is left of a score is had blindly.
 
-    They go round in a random ring, so no question keeps its own; a question that is alone of its kind loses its images' meaning by
-    getting those of any other category.
+    They go round in a random ring, so far that no question gets its own back, nor that of another question about the same image. Where
+    more than half of a category are about one image, the questions that would keep it get any other one, of another category if need be.
     """
+    identities = [tuple(picture.identity for picture in question.images) for question in questions]
     rings: dict[tuple[str, int], list[int]] = {}
+    alike: dict[int, list[int]] = {}  # by the number of images
     for place, question in enumerate(questions):
         if question.images:
             rings.setdefault((question.category, len(question.images)), []).append(place)
-    alone = [places[0] for places in rings.values() if len(places) == 1]
+            alike.setdefault(len(question.images), []).append(place)
     taken = {place: place for place in range(len(questions))}
     for (category, images), places in rings.items():
-        if len(places) == 1:
-            others = [p for p in alone if p != places[0] and len(questions[p].images) == images]
-            others = others or [p for (_, n), ring in rings.items() if n == images for p in ring if p != places[0]]
-            taken[places[0]] = others[0] if others else places[0]
-            continue
         order = list(places)
         stream(seed, "shuffle", category, images).shuffle(order)
-        taken |= dict(zip(order, [*order[1:], order[0]], strict=True))
+        taken |= _ring(order, alike[images], identities)
     return [replace(question, images=questions[taken[place]].images) for place, question in enumerate(questions)]
+
+
+def _ring(order: Sequence[int], alike: Sequence[int], identities: Sequence[Hashable]) -> dict[int, int]:
+    """Whose images each of `order` gets. Questions about one image stand side by side, and all move on by as many as the most are."""
+    groups: dict[Hashable, list[int]] = {}
+    for place in order:
+        groups.setdefault(identities[place], []).append(place)
+    most = max(groups.values(), key=len)
+    side_by_side = [place for group in groups.values() for place in group]
+    ahead = [*side_by_side[len(most) :], *side_by_side[: len(most)]]
+    taken = dict(zip(side_by_side, ahead, strict=True))
+    own = identities[most[0]]
+    others = [place for place in order if identities[place] != own] or [place for place in alike if identities[place] != own]
+    kept = [place for place in most if identities[taken[place]] == own] if others else []
+    return taken | {place: others[place % len(others)] for place in kept}
 
 
 def draw(seed: int, question: Question, pool: int, number: int) -> list[int]:

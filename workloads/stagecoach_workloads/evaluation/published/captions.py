@@ -4,7 +4,6 @@ from collections import defaultdict
 from collections.abc import Iterator
 
 from stagecoach_workloads.evaluation.published.folder import Folder, asked, texts_of
-from stagecoach_workloads.evaluation.published.rows import whole_json
 from stagecoach_workloads.evaluation.question import Picture, Question
 
 
@@ -35,7 +34,7 @@ def textcaps(folder: Folder, *, train: bool) -> Iterator[Question]:
 
 
 def _instances(folder: Folder, key: str) -> Iterator[Question]:
-    loaded = whole_json(folder.store, key)
+    loaded = folder.json(key)
     captions: dict[int, list[str]] = defaultdict(list)
     for annotation in loaded.get("annotations", []):
         captions[annotation["image_id"]] += texts_of(annotation["caption"])

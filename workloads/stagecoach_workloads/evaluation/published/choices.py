@@ -60,7 +60,7 @@ def mmmu(folder: Folder, *, train: bool) -> Iterator[Question]:
         if is_choice:
             yield _choice("mmmu", str(row["id"]), category, content, images, options, ord(str(answer).strip()) - ord("A"))
             continue
-        answers = [str(each) for each in (_options(answer, where) if str(answer).startswith("[") else [answer])]
+        answers = _open_answers(answer)
         yield Question(
             id=f"mmmu/{row['id']}", category=f"{category}_open", metric="exact_any", form="chat", turns=asked(*content), answer=answers[0],
             gold={"answers": answers}, images=images, request=SHORT,
@@ -128,11 +128,20 @@ def _choice(
 
 
 def _options(value: Any, where: str) -> list[str]:
-    """MMMU writes its lists as Python texts."""
-    if isinstance(value, list):
-        return [str(each) for each in value]
     try:
-        loaded = ast.literal_eval(str(value or "[]"))
+        return _listed(value or [])
     except (ValueError, SyntaxError):
         raise DataError(f"{where}: `options` is {str(value)[:60]!r}, not a list written as text") from None
-    return [str(each) for each in loaded]
+
+
+def _open_answers(value: Any) -> list[str]:
+    """All that are right. `[0, 3)` only begins like a list: it is one text."""
+    try:
+        return _listed(value) if isinstance(value, list) or str(value).startswith("[") else [str(value)]
+    except (ValueError, SyntaxError):
+        return [str(value)]
+
+
+def _listed(value: Any) -> list[str]:
+    """MMMU writes its lists as Python texts. Raises ValueError or SyntaxError for a text that is none."""
+    return [str(each) for each in (value if isinstance(value, list) else ast.literal_eval(str(value)))]

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from stagecoach.errors import DataError
 from stagecoach.storage import Store
 from stagecoach_workloads.data.samples import Content, Turn
-from stagecoach_workloads.evaluation.published.rows import InParquet, InStore, Row, annotation_files, rows_of
+from stagecoach_workloads.evaluation.published.rows import InParquet, InStore, Row, annotation_files, rows_of, whole_json
 from stagecoach_workloads.evaluation.question import Picture, Question
 
 SHORT = "\nAnswer the question using a single word or phrase."  # as public evaluators ask fine-tuned models
@@ -30,6 +30,7 @@ class Folder:
     """A benchmark's folder. Files with `train` in their name, or in that of a folder they lie in, are for shots, all others are asked."""
 
     store: Store
+    reading: str = ""  # the file that the last row came from
 
     @cached_property
     def files(self) -> list[str]:
@@ -50,6 +51,7 @@ class Folder:
         """`rows` of these files."""
         for key in keys:
             for number, row in rows_of(self.store, key):
+                self.reading = key
                 lacking = [name for name in needed if name not in row]
                 if lacking:
                     raise DataError(
@@ -57,6 +59,11 @@ class Folder:
                         "take files that are not this benchmark's out of the folder"
                     )
                 yield f"{key}:{number}", row
+
+    def json(self, key: str) -> Any:
+        """A JSON file as it is. Raises DataError."""
+        self.reading = key
+        return whole_json(self.store, key)
 
     def image(self, row: Row, *names: str, column: str = "image", moved: bool = True) -> Picture:
         """The row's own image, or the first `file` of these names. Raises DataError that names what is missing."""
@@ -68,9 +75,8 @@ class Folder:
             key = self.file(name, moved=moved)
             if key is not None:
                 return InStore(self.store, key)
-        raise DataError(
-            f"{self.store.uri}: the image {' or '.join((*wanted, *names))} is not there; put the benchmark's images into the folder"
-        )
+        told = " or ".join((*wanted, *names)) or f"in column {column}"
+        raise DataError(f"{self.store.uri}: the image {told} is not there; put the benchmark's images into the folder")
 
     def file(self, name: str, *, moved: bool = True) -> str | None:
         """The key that is `name`, or else ends in it from a `/` on, or else (`moved`) ends in its bare name: images often lie elsewhere
@@ -106,6 +112,12 @@ def is_training(key: str) -> bool:
     return False
 
 
+def evaluation_split(key: str) -> str:
+    """`val`, `testa`, ...: what the innermost name in its path that tells an evaluation split says; empty where none does."""
+    found = (_OTHERS.search(name) for name in reversed(key.split("/")))
+    return next((match[0].lower() for match in found if match), "")
+
+
 def asked(*content: Content) -> tuple[Turn, ...]:
     """One user's turn."""
     return (Turn("user", tuple(content)),)
@@ -116,8 +128,9 @@ def text_of(value: Any) -> str:
 
 
 def texts_of(answers: Any) -> list[str]:
-    """Of `"yes"`, `["yes", ...]` or `[{"answer": "yes"}, ...]`. None when all are blank: splits whose answers are held back are filled so.
-    A blank one among others stays, since VQA's official script counts all ten people."""
+    """Of `"yes"`, `["yes", ...]`, `[{"answer": "yes"}, ...]` or `{"answer": ["yes", ...]}`. None when all are blank: splits whose answers
+    are held back are filled so. A blank one among others stays, since VQA's official script counts all ten people."""
+    answers = answers["answer"] if isinstance(answers, dict) else answers
     listed = [answers] if isinstance(answers, str) else answers or []
     found = [text_of(each["answer"] if isinstance(each, dict) else each) for each in listed]
     return found if any(found) else []

@@ -6,14 +6,15 @@ the benchmarks' own downloads where those are JSON or CSV. Rows without an answe
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from stagecoach.errors import DataError
 from stagecoach.storage import Store, open_store
 from stagecoach_workloads.evaluation.published import captions, choices, questions
-from stagecoach_workloads.evaluation.published.folder import Folder, Reader
+from stagecoach_workloads.evaluation.published.folder import Folder, Reader, evaluation_split
+from stagecoach_workloads.evaluation.published.shots import ShotPool
 from stagecoach_workloads.evaluation.question import Question
-from stagecoach_workloads.evaluation.suite import Suite, draw, limited
+from stagecoach_workloads.evaluation.suite import Suite, limited
 
 READERS: dict[str, Reader] = {
     "coco_captions": captions.coco,
@@ -31,23 +32,37 @@ READERS: dict[str, Reader] = {
 
 @dataclass
 class PublishedSuite:
-    """Questions of one benchmark; shots from its training files, else from the others it asks."""
+    """Questions of one benchmark; shots from its training files, else from the others it could ask. Those of several evaluation splits
+    are several categories (`refcoco_testa`): a benchmark tells them one by one."""
 
     name: str
     folder: Folder
     seed: int
     limit: int | None
-    _pools: dict[str, list[Question]] = field(default_factory=dict)
+    _others: ShotPool = field(init=False)
+    _trained: ShotPool | None = None  # read when the first shot is wanted
+    _of_split: dict[str, str] = field(default_factory=dict)  # category with its split's name -> without
 
     def build(self) -> Suite:
         """Raises DataError when no row can be asked."""
-        found = limited(list(self.questions(train=False)), self.limit)
+        found, splits = [], []
+        for question in self.questions(train=False):
+            found.append(question)
+            splits.append(evaluation_split(self.folder.reading))
         if not found:
             raise self.nothing_to_ask()
-        self._pools["others"] = found
+        self._others = ShotPool(found)
+        if len(set(splits)) > 1:
+            found = [self._in_split(question, split) for question, split in zip(found, splits, strict=True)]
+        found = limited(found, self.limit)
         return Suite(
             name=self.name, questions=found, ask=self.ask, groups={self.name: tuple(dict.fromkeys(each.category for each in found))}
         )
+
+    def _in_split(self, question: Question, split: str) -> Question:
+        name = f"{question.category}_{split}" if split else question.category
+        self._of_split[name] = question.category
+        return replace(question, category=name)
 
     def questions(self, *, train: bool) -> Iterator[Question]:
         """One by one, as files are read. Raises DataError also for a value that is not of its field's kind: trying again would not make
@@ -70,11 +85,11 @@ class PublishedSuite:
         """The question and shots of its category where the training files have that."""
         if not shots:
             return question, ()
-        if "train" not in self._pools:
-            self._pools["train"] = list(self.questions(train=True))
-        pool = self._pools["train"] or [other for other in self._pools["others"] if other.id != question.id]
-        same = [other for other in pool if other.category == question.category] or pool
-        return question, [same[place] for place in draw(self.seed, question, len(same), shots)]
+        if self._trained is None:
+            self._trained = ShotPool(list(self.questions(train=True)))
+        pool = self._trained if self._trained.questions else self._others
+        category = self._of_split.get(question.category, question.category)
+        return question, pool.draw(self.seed, question, category, shots)
 
 
 def published_suite(name: str, store: Store, *, seed: int, limit: int | None) -> Suite:

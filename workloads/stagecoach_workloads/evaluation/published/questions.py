@@ -2,10 +2,10 @@
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from stagecoach_workloads.evaluation.published.folder import SHORT, Folder, asked, text_of, texts_of
-from stagecoach_workloads.evaluation.published.rows import whole_json
 from stagecoach_workloads.evaluation.question import Picture, Question
 
 
@@ -26,9 +26,9 @@ def _official_vqa(folder: Folder, *, train: bool) -> Iterator[Question]:
     keys = folder.keys(train=train)
     answers: dict[int, list[str]] = {}
     for key in (key for key in keys if key.endswith("_annotations.json")):
-        answers |= {each["question_id"]: texts_of(each["answers"]) for each in whole_json(folder.store, key)["annotations"]}
+        answers |= {each["question_id"]: texts_of(each["answers"]) for each in folder.json(key)["annotations"]}
     for key in (key for key in keys if key.endswith("_questions.json")):
-        for row in whole_json(folder.store, key)["questions"]:
+        for row in folder.json(key)["questions"]:
             number, image = row["question_id"], int(row["image_id"])
             if answers.get(number):
                 names = [f"COCO_{split}_{image:012d}.jpg" for split in ("val2014", "train2014")]
@@ -54,9 +54,9 @@ def docvqa(folder: Folder, *, train: bool) -> Iterator[Question]:
 
 
 def chartqa(folder: Folder, *, train: bool) -> Iterator[Question]:
-    """Parquet rows (`type`, `question`, `answer`, `image`), or ChartQA's own `*_human.json` and `*_augmented.json` (`imgname`, `query`,
-    `label`), beside which its download has a file for each chart: where there are such, only they are read. Asked by people and made by
-    machine are two categories, whose mean is the benchmark's number."""
+    """Parquet rows (`type`, `question`, `answer`, `image`, or `human_or_machine` (0 or 1), `query`, `label`, `image`), or ChartQA's own
+    `*_human.json` and `*_augmented.json` (`imgname`, `query`, `label`), beside which its download has a file for each chart: where there
+    are such, only they are read. Asked by people and made by machine are two categories, whose mean is the benchmark's number."""
     own = ("_human.json", "_augmented.json")
     keys = folder.keys(train=train)
     if any(key.endswith(own) for key in folder.files):
@@ -66,7 +66,10 @@ def chartqa(folder: Folder, *, train: bool) -> Iterator[Question]:
         value = text_of(next(iter(answer), None) if isinstance(answer, list) else answer)
         if question is None or not value:
             continue
-        kind = "human" if "human" in str(row.get("type") or where) else "augmented"
+        by_people = (
+            str(row["human_or_machine"]) in ("0", "human") if "human_or_machine" in row else "human" in str(row.get("type") or where)
+        )
+        kind = "human" if by_people else "augmented"
         names = [str(row["imgname"])] if row.get("imgname") else []
         yield _question("chartqa", where, f"chartqa_{kind}", folder.image(row, *names), str(question), value, {"value": value}, "relaxed")
 
@@ -79,10 +82,10 @@ def refcoco(folder: Folder, *, train: bool) -> Iterator[Question]:
         expressions = [row["answer"]] if isinstance(row["answer"], str) else list(row["answer"])
         for number, expression in enumerate(expressions):
             name = f"{row.get('question_id') or where}-{number}"
-            gold = {"pixels": [x, y, x + width, y + height]}
+            gold, picture = {"pixels": [x, y, x + width, y + height]}, folder.image(row)
             text = f"What is the location of {text_of(expression)} in the image?"  # Ferret's (recipes.md 2.4)
-            question = _question("refcoco", name, "refcoco", folder.image(row), text, "", gold, "iou_50", request="")
-            yield question
+            question = _question("refcoco", name, "refcoco", picture, text, "", gold, "iou_50", request="")
+            yield replace(question, box_image=picture)
 
 
 def _open(name: str, number: str, picture: Picture, question: str, answers: Sequence[str], metric: str) -> Question:

@@ -179,6 +179,7 @@ def bundle_of(folder: str | None) -> "Bundle | None":
 def carry_out(request: "PipelineRequest", *, after_fatal: bool, as_json: bool) -> int:
     """Prepares first, so that what is asked wrongly is told before Prefect starts; then runs, and shows what came of it."""
     from stagecoach.contract.ledger import Runs
+    from stagecoach.contract.names import check_run_id
     from stagecoach.errors import RunFailed, StagecoachError
     from stagecoach.site import load_site
     from stagecoach.stages.code import store_bundle
@@ -187,10 +188,11 @@ def carry_out(request: "PipelineRequest", *, after_fatal: bool, as_json: bool) -
     from stagecoach_flows.in_place import run_in_place, stage_views
     from stagecoach_flows.surroundings import Surroundings, launcher_of
 
-    runs, hold = Runs.open(request.root), None
+    runs, cancelled = Runs.open(request.root), None
     if request.run_id is not None:
-        Control(runs, request.run_id).check_unpaused()
-        hold = Control(runs, request.run_id).held()
+        control = Control(runs, check_run_id(request.run_id))
+        control.check_unpaused()
+        cancelled = control.held()
     prepared = prepare_pipeline(request, load_site())
     for plan in prepared.plans:
         launcher_of(request.launcher, plan.layout.ranks)
@@ -206,12 +208,14 @@ def carry_out(request: "PipelineRequest", *, after_fatal: bool, as_json: bool) -
         click.echo(f"stagecoach: {error}", err=True)
         return error.job_exit_code or 1
     except KeyboardInterrupt:
-        if hold is not None and surroundings.outcome.run_id is None:  # nothing was begun: it stays as it was
-            Control(runs, run_id).put_back(hold)
+        if cancelled is not None and surroundings.outcome.run_id is None:
             raise StagecoachError(f"stopped before run {run_id} went on; it stays cancelled") from None
         if runs.run(run_id) is None:
             raise StagecoachError(f"stopped before run {run_id} began; nothing was written") from None
         raise StagecoachError(f"stopped between two steps of run {run_id}; `stagecoach resume {run_id}` goes on with it") from None
+    finally:
+        if cancelled is not None and surroundings.outcome.run_id is None:  # nothing was begun: it stays as it was
+            Control(runs, run_id).put_back(cancelled)
     show(run_id, results, as_json=as_json)
     return 0
 

@@ -17,7 +17,7 @@ from prefect.runtime import flow_run
 from prefect.states import Cancelled as CancelledState
 from prefect.tasks import Task
 
-from stagecoach.contract.launch import Launcher
+from stagecoach.contract.launch import Launcher, NameTaken
 from stagecoach.contract.ledger import JobFolder
 from stagecoach.errors import ClusterUnavailable, StagecoachError
 from stagecoach.site import load_site
@@ -25,6 +25,7 @@ from stagecoach.stages import StageResult, StageTask, run_stage
 from stagecoach.stages.act import cancel_open, jobs_of_stage
 from stagecoach.stages.code import code_uri
 from stagecoach.stages.control import Control, Heartbeat, RunHeld
+from stagecoach.stages.differences import OtherPlan
 from stagecoach.stages.pipeline import PipelineRequest, PreparedPipeline, pin_stage, prepare_pipeline, record_pipeline
 from stagecoach.storage.errors import ObjectChanged, StoreUnavailable
 from stagecoach_flows.artifacts import Publisher
@@ -54,10 +55,11 @@ class Pipeline:
             logger.warning("{}: {}; {}", warning.path, warning.says, warning.do)
         for plan in prepared.plans:
             surroundings.launcher(request.launcher, plan.layout.ranks)
-        self.run = record_pipeline(prepared)
+        self.control = Control(prepared.runs, prepared.run.run_id)
+        self.asked, self.asked_before = prepared.request.kept(), self.control.request()
+        self.run = record_pipeline(prepared, self.asked)
         self.prepared: PreparedPipeline = replace(prepared, run=self.run)
         self.outcome.run_id = self.run.run_id
-        self.control = Control(prepared.runs, self.run.run_id)
         self.beat = Heartbeat(self.control)
         self.publisher = Publisher(self.prepared)
 
@@ -79,10 +81,14 @@ class Pipeline:
                 code_uri=code_uri(prepared.runs, plan.code),
             )  # fmt: skip
             try:
-                self.beat(name)
+                if self.control.held() is None:
+                    self.beat(name)
                 result = run_stage(stage, launcher, evaluate=around.evaluation(stage, launcher, prepared.request.data))
             except KeyboardInterrupt:
                 raise after_interrupt(self.control, stage, launcher, view) from None
+            except (OtherPlan, NameTaken):  # somebody else's run: it goes on as they asked for it
+                self.control.take_back(self.asked, self.asked_before)
+                raise
             finally:
                 self.publisher.poll(name, at_once=True)
         return result

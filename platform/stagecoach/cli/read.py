@@ -63,16 +63,17 @@ def status_command(run: str, root: str | None, stage: str | None, wait_s: float,
     from stagecoach.contract.records import to_plain
     from stagecoach.explain.cluster import view_of_launcher
     from stagecoach.explain.facts import gather
-    from stagecoach.explain.verdict import explain, explain_each
+    from stagecoach.explain.verdict import explain, explain_each, explain_stage
 
-    facts = gather(_find(run, root, stage), view_of=view_of_launcher, wait_s=wait_s)
-    whole, each = explain(facts), explain_each(facts)
+    facts = gather(_whole(run, root, stage), view_of=view_of_launcher, wait_s=wait_s)
+    said = explain(facts) if stage is None else explain_stage(facts, stage)
+    each = explain_each(facts) if stage is None else [said]
     if as_json:
         print_json({"format": "stagecoach.status/1", "run": facts.name, "uri": facts.uri, "jobs": [to_plain(said) for said in each]})
         return
     columns = ("stage", "state", "attempt", "step", "of", "committed", "lost", "left", "phase")
     print_table(columns, [status_row(said) for said in each], title=facts.name)
-    _narrate(whole.sentence)
+    _narrate(said.sentence)
 
 
 @click.command("explain")
@@ -90,9 +91,10 @@ def explain_command(run: str, root: str | None, stage: str | None, wait_s: float
     from stagecoach.contract.records import encode
     from stagecoach.explain.cluster import view_of_launcher
     from stagecoach.explain.facts import gather
-    from stagecoach.explain.verdict import explain
+    from stagecoach.explain.verdict import explain, explain_stage
 
-    said = explain(gather(_find(run, root, stage), view_of=None if bucket_only else view_of_launcher, wait_s=wait_s))
+    facts = gather(_whole(run, root, stage), view_of=None if bucket_only else view_of_launcher, wait_s=wait_s)
+    said = explain(facts) if stage is None else explain_stage(facts, stage)
     if as_json:
         write_json(encode(said).decode())
         return
@@ -142,6 +144,12 @@ def _find(run: str, root: str | None, stage: str | None) -> "Target":
 
     target = find(run, root=root_uri(root))
     return target if stage is None else only_stage(target, stage)
+
+
+def _whole(run: str, root: str | None, stage: str | None) -> "Target":
+    """What RUN names with all its stages, which tell where one of them stands. Raises ConfigError as `_find` does."""
+    _find(run, root, stage)
+    return _find(run, root, None)
 
 
 def _place(target: "Target", *, chosen: str | None) -> "Place":

@@ -36,13 +36,13 @@ def watch_command(run: str, root: str | None, stage: str | None, once: bool, eve
     from stagecoach.explain.resolve import find, only_stage
     from stagecoach.site import root_uri
 
-    target = find(run, root=root_uri(root))
-    target = target if stage is None else only_stage(target, stage)
+    whole = find(run, root=root_uri(root))
+    target = whole if stage is None else only_stage(whole, stage)
     if target.unreadable:
         raise ConfigError(target.unreadable[0].says)
     if not target.places:
         raise ConfigError(f"{target.name} was recorded without any stage; there is nothing to watch")
-    watcher = Watcher(target, explain_target=explain_now)
+    watcher = Watcher(target, explain_target=lambda _: explain_now(whole, stage))
     first = watcher.look()
     if once:
         show_once(first)

@@ -10,7 +10,7 @@ from stagecoach.contract.ledger import JobFolder
 from stagecoach.explain.facts import gather
 from stagecoach.explain.records import Explanation, Next
 from stagecoach.explain.resolve import Place, Target
-from stagecoach.explain.verdict import explain
+from stagecoach.explain.verdict import explain, explain_stage
 from stagecoach.report.numbers import finite
 
 EXPLAIN_S = 5.0  # while nothing runs the launcher is asked so often
@@ -154,11 +154,12 @@ class Watcher:
         return said.next in OVER or now - self._idle_since >= SETTLE_S
 
 
-def explain_now(target: Target) -> Explanation:
-    """From the bucket and the launcher."""
+def explain_now(target: Target, stage: str | None = None) -> Explanation:
+    """From the bucket and the launcher: of the whole, or of one stage."""
     from stagecoach.explain.cluster import view_of_launcher
 
-    return explain(gather(target, view_of=view_of_launcher))
+    facts = gather(target, view_of=view_of_launcher)
+    return explain(facts) if stage is None else explain_stage(facts, stage)
 
 
 def read_losses(folder: JobFolder, attempt: int) -> dict[int, float]:

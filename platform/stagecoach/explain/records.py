@@ -239,6 +239,7 @@ class Explanation(Stored):
     previous: Previous | None = None
     held: Held | None = None
     next_stage: str | None = None
+    waits_for: str | None = None  # the stage that comes before this one and is not finished
     can_resume: bool = False  # `stagecoach resume` knows how the run was asked for
     launcher: str | None = None
     cluster_phase: str | None = None

@@ -302,6 +302,8 @@ def _from(said: Explanation) -> str:
 
 
 def _wait(said: Explanation) -> str:
+    if said.waits_for is not None:
+        return f"its turn comes once stage {said.waits_for} is finished"
     if said.cause == Cause.TRAINED:
         return "the stage runner verifies its checkpoint, evaluates and writes stage.json next"
     if said.cause == Cause.ADMITTED and CANNOT_START in said.cluster_reason:

@@ -49,8 +49,23 @@ def explain_each(facts: Facts) -> list[Explanation]:
         return [explain(facts)]
     held = deciding_job(asked_jobs(facts))  # later stages wait for this one anyway
     each = [under_hold(explain_job(job, run=facts.name), facts.hold if job is held else None) for job in facts.jobs]
-    asked = [said if facts.is_asked(job) else replace(said, next=Next.NOTHING) for job, said in zip(facts.jobs, each, strict=True)]
-    return [in_words(said, facts) for said in asked]
+    turns = [in_turn(facts, job, said) for job, said in zip(facts.jobs, each, strict=True)]
+    return [in_words(said, facts) for said in turns]
+
+
+def explain_stage(facts: Facts, stage: str) -> Explanation:
+    """One stage's on its own; the whole run's where that cannot be told apart."""
+    return next((said for said in explain_each(facts) if said.stage == stage), explain(facts))
+
+
+def in_turn(facts: Facts, job: JobFacts, said: Explanation) -> Explanation:
+    """Of a stage that nothing was done for: that nobody asked for it, or that another one comes first."""
+    if job.is_touched or job.manifest is not None:
+        return said
+    if not facts.is_asked(job):
+        return replace(said, next=Next.NOTHING)
+    first = next(one for one in asked_jobs(facts) if one.manifest is None)
+    return said if first is job else replace(said, next=Next.WAIT, waits_for=first.name)
 
 
 def decide(facts: Facts) -> Explanation:

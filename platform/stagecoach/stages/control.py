@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import ClassVar, Literal, TypeVar
+from typing import ClassVar, Literal, NoReturn, TypeVar
 
 from loguru import logger
 
@@ -63,8 +63,16 @@ class Control:
     def check(self) -> None:
         """Raises RunHeld with the way on."""
         hold = self.held()
-        if hold is None:
-            return
+        if hold is not None:
+            self._raise(hold)
+
+    def check_unpaused(self) -> None:
+        """Raises RunHeld for a paused run, were it cancelled as well. One that is only cancelled goes on when somebody asks for it again."""
+        pause = self._read(self._key("pause"), Hold)
+        if pause is not None:
+            self._raise(pause)
+
+    def _raise(self, hold: Hold) -> NoReturn:
         why = f" ({hold.reason})" if hold.reason else ""
         if hold.kind == "pause":
             says = f"run {self.run_id} is paused{why}; `stagecoach unpause {self.run_id}`, then `stagecoach resume {self.run_id}`"
@@ -72,15 +80,14 @@ class Control:
             says = f"run {self.run_id} was cancelled{why}; `stagecoach resume {self.run_id}` goes on with it"
         raise RunHeld(says, hold)
 
-    def check_unpaused(self) -> None:
-        """Raises RunHeld for a paused run. A cancelled one goes on when somebody asks for it again."""
-        hold = self.held()
-        if hold is not None and hold.kind == "pause":
-            self.check()
-
     def ask(self, request: RunRequest) -> None:
         """Keeps how the run was asked for; the newest word counts."""
         self.runs.store.publish(f"runs/{self.run_id}/request.json", encode(request))
+
+    def take_back(self, request: RunRequest, before: RunRequest | None) -> None:
+        """The word before counts again, where `request` is still the newest one."""
+        if before is not None and self.request() == request:
+            self.ask(before)
 
     def request(self) -> RunRequest | None:
         return self._read(f"runs/{self.run_id}/request.json", RunRequest)

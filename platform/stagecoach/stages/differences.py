@@ -10,6 +10,10 @@ from stagecoach.errors import ConfigError
 SHOWN = 8
 
 
+class OtherPlan(ConfigError):
+    """The run froze another plan for the stage than the one that is asked for."""
+
+
 def plan_differences(frozen: StagePlan, asked: StagePlan) -> list[str]:
     """`path: there A, asked B` for every value that decides the weights and differs."""
     old, new = leaves(identity_fields(frozen)), leaves(identity_fields(asked))
@@ -22,10 +26,10 @@ def plan_differences(frozen: StagePlan, asked: StagePlan) -> list[str]:
 
 
 def refuse_other_plan(run_id: str, frozen: StagePlan, asked: StagePlan) -> NoReturn:
-    """Raises ConfigError: a run never continues as another one."""
+    """Raises OtherPlan: a run never continues as another one."""
     found = plan_differences(frozen, asked)
     more = f"; and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
-    raise ConfigError(
+    raise OtherPlan(
         f"run {run_id} has frozen another plan for stage {asked.name}: {'; '.join(found[:SHOWN])}{more}. "
         "Ask for the same to go on with it, or give --run-id another name to begin a new run"
     )

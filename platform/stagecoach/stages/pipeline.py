@@ -183,11 +183,20 @@ def forgotten(prepared: PreparedPipeline) -> list[Problem]:
         "--from-checkpoint": (kept.from_checkpoint, now.from_checkpoint), "--code": (kept.code, now.code),
     }  # fmt: skip
     gone += [f"{name} {before}" for name, (before, given) in options.items() if before is not None and given is None]
-    if not gone:
-        return []
-    says = f"was last asked for with {' '.join(gone)}, which is not given now"
-    do = "stages that have not begun will go without; `stagecoach resume` goes on as it was asked for"
-    return [Problem(severity="warning", path=f"run {prepared.run.run_id}", says=says, do=do)]
+    left_out = [name for name in asked_stages(prepared.pipeline, kept.stages) if name not in prepared.stages and not begun(prepared, name)]
+    told = []
+    if gone:
+        says = f"was last asked for with {' '.join(gone)}, which is not given now"
+        told.append((says, "stages that have not begun will go without; `stagecoach resume` goes on as it was asked for"))
+    if left_out:
+        says = f"was last asked for with stage {', '.join(left_out)} too, which is not asked for now"
+        told.append((says, "nobody will start it until it is asked for again"))
+    return [Problem(severity="warning", path=f"run {prepared.run.run_id}", says=says, do=do) for says, do in told]
+
+
+def begun(prepared: PreparedPipeline, stage: str) -> bool:
+    """Whether anything of it was asked of a launcher."""
+    return bool(prepared.runs.stage(prepared.run, stage).submissions())
 
 
 def waits_for_sibling(prepared: PreparedPipeline, plan: StagePlan) -> bool:
@@ -232,8 +241,8 @@ def refuse_missing(plan: StagePlan, found: FoundParent) -> None:
         )
 
 
-def record_pipeline(prepared: PreparedPipeline) -> RunRecord:
-    """run.json, the first stage's plan, then how it was asked for. Before anything else of the run; any number of times.
+def record_pipeline(prepared: PreparedPipeline, request: RunRequest | None = None) -> RunRecord:
+    """run.json, the first stage's plan, then how it was asked for (`request`; None: as it was prepared). Before anything else of the run; any number of times.
 
     Of two callers at the same time who ask for different things one freezes its plan: the other is refused before its word is kept, which
     `resume` goes by. Raises ConfigError then.
@@ -242,7 +251,7 @@ def record_pipeline(prepared: PreparedPipeline) -> RunRecord:
     if run.forked_from != prepared.run.forked_from:
         raise ConfigError(f"run {run.run_id} was begun by somebody else at the same time; give another --run-id")
     freeze_beginning(prepared)
-    Control(prepared.runs, run.run_id).ask(prepared.request.kept())
+    Control(prepared.runs, run.run_id).ask(request or prepared.request.kept())
     return run
 
 

@@ -1,9 +1,8 @@
-"""Cancel, pause, unpause, fork, compare, and finding runs that nobody watches: over the fake launcher and a real folder."""
+"""Cancel, pause, unpause, compare, and finding runs that nobody watches: over the fake launcher and a real folder."""
 
 import json
-from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,84 +11,27 @@ from loguru import logger
 from prefect.client.schemas.objects import TaskRun
 from prefect.states import Failed
 
-from stagecoach.checkpoints.addresses import checkpoint_at
 from stagecoach.cli.act import fork_command, pause_command, unpause_command
 from stagecoach.cli.compare import compare_command
 from stagecoach.cli.read import explain_command, status_command
 from stagecoach.constants import Phase
 from stagecoach.contract.launch import JobState, RunHandle
-from stagecoach.contract.ledger import JobFolder, Runs
-from stagecoach.contract.plan import Parent, Steps
-from stagecoach.errors import CheckpointError, ConfigError, RunFailed, StagecoachError
+from stagecoach.contract.ledger import JobFolder
+from stagecoach.errors import ConfigError, RunFailed
 from stagecoach.launch.submit import submit_job
 from stagecoach.site import Site
 from stagecoach.stages.act import stop_run, unpause
-from stagecoach.stages.compare import compare_runs
-from stagecoach.stages.control import Control, Heartbeat, RunHeld, request_of, who
-from stagecoach.stages.fork import ForkRequest, fork
-from stagecoach.stages.pipeline import pin_stage, prepare_pipeline, record_pipeline, request_from
+from stagecoach.stages.control import Control, Heartbeat, RunHeld, who
+from stagecoach.stages.pipeline import prepare_pipeline
 from stagecoach.stages.recover import find_abandoned
 from stagecoach.storage.errors import StoreUnavailable
 from stagecoach.testing.fake_launcher import Crashed, FakeCluster, FakeLauncher
 from stagecoach.testing.flow_world import TOY_SETTINGS, Counter, TrainingLauncher
-from stagecoach_flows.cli import carry_out
 from stagecoach_flows.parameters import Mm1Parameters
 from stagecoach_flows.pipeline import Cancelled, StoppedWatching, heals, plain_stage, run_pipeline, stage_task
 from stagecoach_flows.surroundings import NoView, Outcome, Surroundings, surrounded
 
-WITHOUT_SUITES = tuple(setting for setting in TOY_SETTINGS if "suites" not in setting)
-
-
-@dataclass
-class World:
-    """One run's root and cluster."""
-
-    root: str
-    corpus: str
-    cluster: FakeCluster
-
-    @property
-    def runs(self) -> Runs:
-        return Runs.open(self.root)
-
-    def run(self, launcher: Any = None, **changes: Any) -> list[dict[str, Any]]:
-        values: dict[str, Any] = {"recipe": "mm1_tiny", "root": self.root, "run_id": "toy", "data": self.corpus, "settings": TOY_SETTINGS}
-        return self.go(Mm1Parameters(**{**values, **changes}), launcher)
-
-    def go(self, parameters: Mm1Parameters, launcher: Any = None) -> list[dict[str, Any]]:
-        chosen = launcher or TrainingLauncher(self.cluster, Counter())
-        around = Surroundings(
-            launcher=lambda _name, _ranks: chosen, evaluation=lambda *_: None, poll_s=0.0, retry_delays_s=(0.0, 0.0), outcome=Outcome()
-        )
-        with surrounded(around):
-            return run_pipeline(parameters, run_one=plain_stage)
-
-    def resume(self, run_id: str) -> list[dict[str, Any]]:
-        kept = request_from(request_of(self.runs, run_id), root=self.root, run_id=run_id)
-        return self.go(
-            Mm1Parameters(
-                recipe=kept.recipe, root=kept.root, run_id=run_id, data=kept.data, settings=tuple(kept.settings), stages=tuple(kept.stages)
-            )
-        )
-
-
-@pytest.fixture
-def world(root: str, corpus: str) -> Iterator[World]:
-    return World(root, corpus, FakeCluster())  # type: ignore[return-value]
-
-
-class HeldWhileItRuns(FakeLauncher):
-    """Somebody stops the run at the first look at its job."""
-
-    def __init__(self, world: World, kind: Any, launcher: type[FakeLauncher] = FakeLauncher) -> None:
-        super().__init__(world.cluster)
-        self.world, self.kind, self.launcher, self.is_done = world, kind, launcher, False
-
-    def describe(self, handle: RunHandle) -> JobState:
-        if not self.is_done:
-            self.is_done = True
-            stop_run(self.world.runs, "toy", self.kind, launcher_of=lambda _: self.launcher(self.cluster), reason="lunch")
-        return super().describe(handle)
+from .conftest import HeldWhileItRuns, World
 
 
 class CancelsOnly(FakeLauncher):
@@ -177,35 +119,6 @@ def test_evaluations_of_a_finished_run_can_be_cancelled(world: World) -> None:
     assert Control(world.runs, "toy").held() is None
 
 
-def test_a_fork_begins_with_the_pinned_checkpoint_and_new_settings_and_leaves_the_other_run_alone(world: World) -> None:
-    first = {one["stage"]: one for one in world.run()}
-    made = fork(world.runs, ForkRequest(run_id="toy", stage="sft", at=4, new_run_id="b", settings=("sft.steps=6",)), Site())
-    assert (made.stages, made.run.forked_from) == (("sft",), first["sft"]["checkpoint"])
-    init = pin_stage(made, "sft").init
-    assert isinstance(init, Parent)
-    assert init.checkpoint == first["sft"]["checkpoint"]
-    (second,) = world.resume("b")
-    assert second["steps"] == 6
-    assert second["weights_digest"] != first["sft"]["weights_digest"]
-    assert [one["was_done"] for one in world.resume("toy")] == [True, True]
-    pins = world.runs.stage(world.runs.run("toy"), "sft").store  # type: ignore[arg-type]
-    assert any(info.key.endswith("b.json") for info in pins.list(""))
-    compared = {one.stage: one for one in compare_runs(world.runs, "toy", "b")}
-    assert list(compared) == ["sft"]
-    assert ("duration.steps", 4, 6) in compared["sft"].plan
-    assert compared["sft"].same_weights is False
-
-
-def test_a_fork_of_what_is_not_there_is_refused_with_what_is(world: World) -> None:
-    world.run()
-    with pytest.raises(ConfigError, match="there are steps 4"):
-        fork(world.runs, ForkRequest(run_id="toy", stage="sft", at=3), Site())
-    with pytest.raises(ConfigError, match="has the stages pretrain, sft"):
-        fork(world.runs, ForkRequest(run_id="toy", stage="video"), Site())
-    with pytest.raises(ConfigError, match="that run exists"):
-        fork(world.runs, ForkRequest(run_id="toy", stage="sft", new_run_id="toy"), Site())
-
-
 def test_a_run_is_abandoned_when_its_controllers_beat_stands_still(world: World) -> None:
     with pytest.raises(RunFailed):
         world.run(FailingLauncher(world.cluster, 1))
@@ -275,41 +188,12 @@ def test_ctrl_c_stops_the_watching_and_twice_cancels(world: World) -> None:
         assert [job.state.phase for job in world.cluster.jobs.values()] == [phase]
 
 
-def test_stages_data_and_parents_are_checked_before_anything_is_written(world: World) -> None:
-    for changes, says in (
-        ({"stages": ("sfd",)}, "did you mean"),
-        ({"stages": ("sft",)}, "has not finished"),
-        ({"data": f"{world.corpus}-not"}, "--data"),
-        ({"from_checkpoint": f"{world.root}/x"}, "no stage that was asked for starts from"),
-        ({"code": "ab" * 32}, "code bundle"),
-        ({"settings": ("pretrain.steps=0",)}, "steps"),
-        ({"settings": (*WITHOUT_SUITES, 'sft.evaluation.suites=["generl"]')}, "sft.evaluation.suites: 'generl'.*did you mean `general`"),
-    ):
-        with pytest.raises(ConfigError, match=says):
-            world.run(**changes)
-        assert world.runs.ids() == []
-
-
 def test_blip3s_stages_that_are_not_built_are_refused_when_planned(world: World) -> None:
     from stagecoach.stages.pipeline import PipelineRequest
 
     with pytest.raises(ConfigError, match="not built yet"):
         prepare_pipeline(PipelineRequest(recipe="blip3_tiny", root=world.root, data=world.corpus, stages=("dpo",)), Site())
     assert world.runs.ids() == []
-
-
-def test_a_dataset_that_was_replaced_since_the_run_began_is_refused(world: World) -> None:
-    from dataclasses import replace
-
-    from stagecoach.contract.records import encode
-
-    world.run(stages=("pretrain",))
-    run = world.runs.run("toy")
-    assert run is not None
-    forged = {name: {**pin, "fingerprint": "0" * 64} for name, pin in run.data.items()}
-    world.runs.store.publish("runs/toy/run.json", encode(replace(run, data=forged)))
-    with pytest.raises(ConfigError, match="it was replaced since"):
-        world.run(stages=("pretrain",))
 
 
 def test_the_commands_say_what_they_did(world: World) -> None:
@@ -323,69 +207,6 @@ def test_the_commands_say_what_they_did(world: World) -> None:
     assert "c: pretrain" in forked.output
     compared = CliRunner().invoke(compare_command, ["toy", "toy", "--root", world.root], catch_exceptions=False)
     assert "the same weights" in compared.output
-
-
-def test_a_fork_has_its_stage_and_those_after_it_whatever_the_run_was_last_asked_for(world: World) -> None:
-    for asked in ("pretrain", "sft"):
-        world.run(stages=(asked,))
-    assert fork(world.runs, ForkRequest(run_id="toy", stage="pretrain", new_run_id="a"), Site()).stages == ("pretrain", "sft")
-    world.run(stages=("pretrain",))
-    assert fork(world.runs, ForkRequest(run_id="toy", stage="sft", new_run_id="b"), Site()).stages == ("sft",)
-    assert request_of(world.runs, "b").stages == ("sft",)
-
-
-def test_a_forks_settings_win_over_the_other_runs_options_and_over_parts_of_them(world: World) -> None:
-    world.run(ranks_per_node=2)
-    settings = ("sft.layout.ranks_per_node=1", 'sft.duration={"kind": "steps", "steps": 2}')
-    made = fork(world.runs, ForkRequest(run_id="toy", stage="sft", new_run_id="b", settings=settings), Site())
-    assert (made.plan("sft").layout.ranks, made.plan("sft").duration) == (1, Steps(steps=2))
-    kept = fork(world.runs, ForkRequest(run_id="toy", stage="pretrain", new_run_id="c"), Site())
-    assert [plan.layout.ranks for plan in kept.plans] == [2, 2]
-
-
-def test_a_fork_whose_caller_died_before_its_request_was_kept_is_made_by_the_same_command(world: World) -> None:
-    world.run()
-    wanted = ForkRequest(run_id="toy", stage="sft", new_run_id="b")
-    fork(world.runs, wanted, Site())
-    world.runs.store.delete("runs/b/request.json")
-    with pytest.raises(ConfigError, match="that run exists"):
-        fork(world.runs, replace(wanted, stage="pretrain"), Site())
-    fork(world.runs, wanted, Site())
-    assert request_of(world.runs, "b").stages == ("sft",)
-    with pytest.raises(ConfigError, match="that run exists"):
-        fork(world.runs, wanted, Site())
-
-
-def test_a_fork_whose_checkpoint_was_removed_says_which_setting_names_it(world: World) -> None:
-    world.run()
-    made = fork(world.runs, ForkRequest(run_id="toy", stage="sft", new_run_id="b"), Site())
-    ref = checkpoint_at(made.run.forked_from or "")[1]
-    stage = world.runs.stage(world.runs.run("toy"), "sft")  # type: ignore[arg-type]
-    stage.store.delete(f"{ref.key}/COMMITTED")
-    with pytest.raises(CheckpointError, match=r"sft\.init\.checkpoint: .*COMMITTED is missing.*fork anew"):
-        world.resume("b")
-
-
-def test_a_fork_that_nobody_started_is_left_to_whoever_made_it(world: World) -> None:
-    world.run()
-    fork(world.runs, ForkRequest(run_id="toy", stage="pretrain", new_run_id="b"), Site())
-    assert find_abandoned(world.runs, watch_s=0) == []
-    told = CliRunner().invoke(explain_command, ["b", "--root", world.root], catch_exceptions=False)
-    assert "`stagecoach resume b` starts it" in told.output
-    with pytest.raises(ConfigError, match="has frozen another plan"):  # it would begin with random weights
-        world.run(run_id="b")
-
-
-def test_of_two_callers_who_ask_for_different_things_the_refused_one_does_not_say_how_to_go_on(world: World) -> None:
-    world.run(stages=("pretrain",))
-    kept = request_from(request_of(world.runs, "toy"), root=world.root, run_id="new")
-    one, other = (
-        prepare_pipeline(replace(kept, settings=(*kept.settings, f"pretrain.optimizer.peak_lr={rate}")), Site()) for rate in (1e-3, 2e-3)
-    )
-    record_pipeline(one)
-    with pytest.raises(ConfigError, match="has frozen another plan"):
-        record_pipeline(other)
-    assert request_of(world.runs, "new").settings == one.request.settings
 
 
 @pytest.mark.parametrize(("kind", "phase"), [("cancel", Phase.CANCELLED), ("pause", Phase.PAUSED)])
@@ -450,35 +271,6 @@ def test_a_job_that_ended_unseen_is_not_said_to_have_been_cancelled(world: World
     with pytest.raises(Crashed):
         world.run(Dies(world.cluster, Counter()))
     assert stop_run(world.runs, "toy", "cancel", launcher_of=lambda _: FakeLauncher(world.cluster)).stages == ()
-
-
-def test_what_was_given_before_and_is_not_now_is_told(world: World) -> None:
-    world.run(stages=("pretrain",), ranks_per_node=2)
-    kept = request_from(request_of(world.runs, "toy"), root=world.root, run_id="toy")
-    assert prepare_pipeline(kept, Site()).warnings == []
-    (warning,) = prepare_pipeline(replace(kept, ranks_per_node=None), Site()).warnings
-    assert "was last asked for with --ranks-per-node 2, which is not given now" in warning.says
-
-
-def test_a_stages_code_is_not_set_by_hand(world: World) -> None:
-    with pytest.raises(ConfigError, match="--set pretrain.code=abc: .* is given with --code DIR"):
-        world.run(settings=(*TOY_SETTINGS, "pretrain.code=abc"))
-
-
-def test_ctrl_c_before_a_cancelled_run_goes_on_leaves_it_cancelled(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(RunHeld):
-        world.run(HeldWhileItRuns(world, "cancel"))
-
-    def interrupted(*_: Any) -> None:
-        assert Control(world.runs, "toy").held() is None
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("stagecoach_flows.in_place.run_in_place", interrupted)
-    monkeypatch.setattr("stagecoach_flows.surroundings.launcher_of", lambda *_: FakeLauncher(world.cluster))
-    before = Control(world.runs, "toy").held()
-    with pytest.raises(StagecoachError, match="it stays cancelled"):
-        carry_out(request_from(request_of(world.runs, "toy"), root=world.root, run_id="toy"), after_fatal=False, as_json=False)
-    assert Control(world.runs, "toy").held() == before is not None
 
 
 def test_a_stage_that_is_tried_again_says_why() -> None:

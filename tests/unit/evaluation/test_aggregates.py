@@ -49,6 +49,13 @@ def test_mmbase_is_told_only_where_all_three_were_asked() -> None:
         assert mmbase({name: value for name, value in groups.items() if name != missing}) is None
 
 
+def test_splits_that_are_apart_have_a_mean_each_and_none_over_all() -> None:
+    given = answers()
+    told = aggregates(replace(SUITE, splits_apart=True), scores_of(SUITE, given, seed=0), given)
+    assert {name for name in told if name.startswith("group/")} == {f"group/{name}@0" for name in GROUPS}
+    assert not {"mean@0", "mmbase@0"} & set(told)
+
+
 def test_each_number_of_shots_has_means_of_its_own_and_captions_count_by_their_words() -> None:
     suite = replace(SUITE, extra_metrics={"colour": ("cider",)})
     given = [*answers(0), *(replace(each, score=0.0, answer="none") for each in answers(8))]

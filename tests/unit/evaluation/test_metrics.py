@@ -171,3 +171,9 @@ def test_intervals_are_those_of_the_normal_law_and_repeat() -> None:
     assert (low, high) == pytest.approx((0.3 - half, 0.3 + half), abs=0.004)
     assert (low, high) == bootstrap(scores, seed=1)
     assert bootstrap([0.5], seed=0) == (0.5, 0.5)
+
+
+def test_whoever_waits_for_cider_hears_of_every_caption() -> None:
+    heard: list[None] = []
+    cider(["a dog", "a cat"], [["a dog"], ["a cat", "two cats"]], beat=lambda: heard.append(None))
+    assert len(heard) == 4

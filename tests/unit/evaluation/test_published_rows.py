@@ -2,6 +2,8 @@
 
 import io
 import json
+import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +13,12 @@ import pytest
 from PIL import Image
 
 from stagecoach.errors import DataError
-from stagecoach.storage import open_store
+from stagecoach.storage import Store, open_store
+from stagecoach_workloads.data.samples import SampleError
 from stagecoach_workloads.evaluation.published.formats import check_first_question, published_suite
+from stagecoach_workloads.evaluation.published.rows import InParquet, InStore, rows_of
 from stagecoach_workloads.evaluation.question import Question
-from stagecoach_workloads.evaluation.suite import shuffled_images
+from stagecoach_workloads.evaluation.suite import Suite, shuffled_images
 
 NEXT = "video,question,answer,qid,type,a0,a1,a2,a3,a4\n"
 CHART = {"imgname": "a.png", "query": "Is it?", "label": "1", "type": "human"}
@@ -61,8 +65,6 @@ def test_a_long_field_of_csv_is_read(tmp_path: Path) -> None:
 
 
 def _rows(file: Path) -> list[dict[str, Any]]:
-    from stagecoach_workloads.evaluation.published.rows import rows_of
-
     return [row for _, row in rows_of(open_store(f"file://{file.parent}"), file.name)]
 
 
@@ -134,6 +136,106 @@ def test_an_image_that_parquet_holds_with_each_question_about_it_is_one_image(tm
     questions = read(tmp_path, "docvqa")
     for own, other in zip(questions, shuffled_images(questions, seed=0), strict=True):
         assert own.images[0].read() != other.images[0].read()
+
+
+def test_an_image_that_lies_under_several_names_is_one_image(tmp_path: Path) -> None:
+    problem = {"question": "Is it?", "choices": ["no", "yes"], "answer": 0, "hint": "", "split": "test", "image": "image.png"}
+    (tmp_path / "problems.json").write_text(json.dumps({str(number): problem for number in range(9)}))
+    for number in range(9):
+        (tmp_path / str(number)).mkdir()
+        (tmp_path / f"{number}/image.png").write_bytes(picture(1 + number // 3))
+    questions = read(tmp_path, "scienceqa")
+    for seed in range(5):
+        for own, other in zip(questions, shuffled_images(questions, seed=seed), strict=True):
+            assert own.images[0].read() != other.images[0].read()
+    gone = InStore(open_store(f"file://{tmp_path}"), "9/image.png")
+    assert gone.identity == gone
+
+
+def images_in(folder: Path, bodies: list[bytes], *, group: int = 2, **options: Any) -> list[InParquet]:
+    """Of a parquet file with these images, `group` to a row group."""
+    struct = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    image = pa.array([{"bytes": body, "path": f"{number}.png"} for number, body in enumerate(bodies)], struct)
+    table = pa.table({"number": list(range(len(bodies))), "image": image, "after": ["x"] * len(bodies)})
+    pq.write_table(table.replace_schema_metadata(options.pop("metadata", None)), folder / "test.parquet", row_group_size=group, **options)
+    store = open_store(f"file://{folder}")
+    return [row["image"] for _, row in rows_of(store, "test.parquet")]
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"use_dictionary": False, "compression": "none"}, {"metadata": {"long": "x" * 200_000}}, {"data_page_version": "2.0"}]
+)
+def test_an_image_in_parquet_costs_its_row_group_and_not_the_file(
+    options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bodies = [random.Random(number).randbytes(50_000) for number in range(40)]
+    afresh = open_store(f"file://{tmp_path}")  # nothing of it was read yet
+    images = [replace(image, store=afresh) for image in images_in(tmp_path, bodies, **options)]
+    read_bytes: list[int] = []
+    read_into, read_ranges = Store.read_into, Store.read_ranges
+
+    def into(store: Store, key: str, start: int, buffers: Any) -> None:
+        read_bytes.append(sum(len(buffer) for buffer in buffers))
+        read_into(store, key, start, buffers)
+
+    def ranges(store: Store, key: str, wanted: Any, **named: Any) -> Any:
+        read_bytes.extend(length for _, length in wanted)
+        return read_ranges(store, key, wanted, **named)
+
+    monkeypatch.setattr(Store, "read", lambda store, key: pytest.fail(f"all of {key} was read"))
+    monkeypatch.setattr(Store, "read_into", into)
+    monkeypatch.setattr(Store, "read_ranges", ranges)
+    assert images[33].read() == bodies[33]
+    assert sum(read_bytes) < 700_000
+    read_bytes.clear()
+    for number in (*range(0, 40, 3), *range(0, 40, 3)):
+        assert images[number].read() == bodies[number]
+    assert sum(read_bytes) < 14 * 110_000  # none is read twice, though they are of more row groups than are kept
+
+
+def test_a_damaged_image_in_parquet_is_its_questions_trouble(tmp_path: Path) -> None:
+    bodies = [random.Random(number).randbytes(5000) for number in range(4)]
+    images_in(tmp_path, bodies, use_dictionary=False, compression="snappy")
+    body = bytearray((tmp_path / "test.parquet").read_bytes())
+    column = pq.ParquetFile(tmp_path / "test.parquet").metadata.row_group(1).column(1)
+    assert column.path_in_schema == "image.bytes"
+    first = column.data_page_offset
+    for damage in (bytes(200), b"\xff" * 200):
+        (tmp_path / "test.parquet").write_bytes(body[:first] + damage + body[first + 200 :])
+        store = open_store(f"file://{tmp_path}")
+        images = [row["image"] for _, row in rows_of(store, "test.parquet")]
+        assert images[1].read() == bodies[1]
+        with pytest.raises(SampleError, match=r"test\.parquet: row 2: column image cannot be read: ."):
+            images[2].read()
+        assert images[2].identity == images[2]
+    (tmp_path / "test.parquet").write_bytes(body[: first + 100])
+    cut = InParquet(open_store(f"file://{tmp_path}"), "test.parquet", 0, "image")
+    for image in (cut, images[3]):  # one whose file is looked at first, and one of a file that was cut since
+        with pytest.raises(SampleError, match=rf"test\.parquet: row {image.row}: column image cannot be read"):
+            image.read()
+
+
+def test_whoever_waits_hears_of_each_row_and_each_file_that_is_read_whole(tmp_path: Path) -> None:
+    beats: list[int] = []
+
+    def suite_of(name: str, files: dict[str, Any]) -> Suite:
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "COCO_val2014_000000000001.jpg").write_bytes(picture())
+        for file, value in files.items():
+            (folder / file).write_text(json.dumps(value))
+        beats.clear()
+        return published_suite(name, open_store(f"file://{folder}"), seed=0, limit=None, beat=lambda: beats.append(1))
+
+    row = {**CHART, "imgname": "COCO_val2014_000000000001.jpg"}
+    suite = suite_of("chartqa", {"val.json": [row] * 5, "train.json": [row] * 3})
+    assert len(beats) == 5
+    suite.ask(suite.questions[0], 1)  # now the training rows are read
+    assert len(beats) == 5 + 3
+    asked = {"questions": [{"question_id": 1, "image_id": 1, "question": "Is it?"}]}
+    answers = {"annotations": [{"question_id": 1, "answers": ["yes"]}]}
+    suite_of("vqav2", {"val_questions.json": asked, "val_annotations.json": answers})
+    assert len(beats) == 2
 
 
 def test_chartqa_may_tell_people_and_machines_by_number(tmp_path: Path) -> None:

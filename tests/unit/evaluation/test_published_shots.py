@@ -2,15 +2,21 @@
 
 import io
 import json
+import random
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from stagecoach.storage import open_store
+from stagecoach_workloads.data.samples import Turn
 from stagecoach_workloads.evaluation.gold import answer_of, gold_of
 from stagecoach_workloads.evaluation.published.formats import published_suite
-from stagecoach_workloads.evaluation.suite import Suite, shuffled_images
+from stagecoach_workloads.evaluation.published.shots import ShotPool
+from stagecoach_workloads.evaluation.question import Question
+from stagecoach_workloads.evaluation.suite import Suite, draw, shuffled_images
 
 
 def read(folder: Path, name: str, rows: dict[str, list[dict[str, Any]]], *, limit: int | None = None) -> Suite:
@@ -73,9 +79,69 @@ def test_each_of_several_evaluation_splits_is_a_category_of_its_own(tmp_path: Pa
     train = [boxed(tmp_path, number, 100, 50) for number in (8, 9)]
     splits = {f"data/{name}-00000.json": [boxed(tmp_path, number, 100, 50)] for number, name in enumerate(("val", "testA", "testB"))}
     suite = read(tmp_path, "refcoco", {**splits, "data/train-00000.json": train}, limit=1)
-    categories = ("refcoco_testa", "refcoco_testb", "refcoco_val")
-    assert tuple(question.category for question in suite.questions) == suite.groups["refcoco"] == categories
+    categories = ["refcoco_testa", "refcoco_testb", "refcoco_val"]
+    assert [question.category for question in suite.questions] == categories
+    assert suite.groups == {name: (name,) for name in categories}
+    assert suite.splits_apart
     assert [len(suite.ask(question, 2)[1]) for question in suite.questions] == [2, 2, 2]
+
+
+def test_a_split_without_a_name_is_the_benchmarks_own_group(tmp_path: Path) -> None:
+    rows = [boxed(tmp_path, 0, 8, 8)]
+    suite = read(tmp_path, "refcoco", {"testA.json": rows, "rows.json": rows})
+    assert suite.groups == {"refcoco": ("refcoco",), "refcoco_testa": ("refcoco_testa",)}
+    (tmp_path / "testA.json").unlink()
+    suite = read(tmp_path, "refcoco", {})
+    assert (suite.groups, suite.splits_apart) == ({"refcoco": ("refcoco",)}, False)
+
+
+def test_one_id_in_two_splits_is_two_and_shots_are_those_of_the_question_as_it_was_read(tmp_path: Path) -> None:
+    rows = [science(number) for number in range(4)]
+    train = [science(number, hint="Look.") for number in range(40)]  # the same ids, but not the same texts
+    alone = read(tmp_path / "alone", "scienceqa", {"test.json": rows, "train.json": train})
+    apart = read(tmp_path / "apart", "scienceqa", {"test.json": rows, "val.json": rows, "train.json": train})
+    assert [question.id for question in alone.questions] == [f"scienceqa/s{number}" for number in range(4)]
+    assert len({question.id for question in apart.questions}) == 8
+    for place, question in enumerate(apart.questions):
+        shots = apart.ask(question, 39)[1]
+        assert f"scienceqa/s{place % 4}" not in {shot.id for shot in shots}
+        assert [shot.id for shot in shots] == [shot.id for shot in alone.ask(alone.questions[place % 4], 39)[1]]
+
+
+def test_the_examples_of_mmmu_are_shots_and_never_asked(tmp_path: Path) -> None:
+    common = {"question": "Is it?", "options": "['no', 'yes']", "answer": "B", "question_type": "multiple-choice"}
+    files = {f"Art/{split}-00000-of-00001.json": [{**common, "id": f"{split}_Art_1", "question": f"In {split}?"}]
+             for split in ("dev", "validation")}  # fmt: skip
+    suite = read(tmp_path, "mmmu", files)
+    assert [question.id for question in suite.questions] == ["mmmu/validation_Art_1"]
+    assert (suite.groups, suite.splits_apart) == ({"mmmu": ("mmmu_art",)}, False)
+    assert [shot.id for shot in suite.ask(suite.questions[0], 4)[1]] == ["mmmu/dev_Art_1"]
+
+
+def plainly_drawn(pool: Sequence[Question], seed: int, question: Question, number: int) -> list[Question]:
+    """From a list of all that may be shown."""
+    allowed = [
+        each for each in pool if each.id != question.id and (each.text, repr(each.gold)) != (question.text, repr(question.gold))
+    ]  # fmt: skip
+    same = [each for each in allowed if each.category == question.category] or allowed
+    return [same[place] for place in draw(seed, question, len(same), number)]
+
+
+def test_shots_are_the_same_as_those_drawn_from_a_list_of_all_that_may_be_shown() -> None:
+    for seed in range(300):
+        rng = random.Random(seed)
+        size = rng.choice((1, 2, 3, 8, 40))
+        pool = [
+            Question(
+                id=f"q{rng.randrange(size)}", category=rng.choice("aab"), metric="exact", form="chat", answer="",
+                turns=(Turn("user", (f"Is it {rng.randrange(1 + size // 2)}?",)),), gold={"value": rng.randrange(2)},
+            )
+            for _ in range(size)
+        ]  # fmt: skip
+        asked = [*pool, replace(pool[0], id="another", category="c"), replace(pool[0], id="another", gold={})]
+        for question in asked:
+            for number in (1, 4, 20):
+                assert ShotPool(pool).draw(seed, question, number) == plainly_drawn(pool, seed, question, number)
 
 
 def test_a_split_without_answers_is_none_and_shots_are_of_the_questions_own_category(tmp_path: Path) -> None:

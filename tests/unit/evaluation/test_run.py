@@ -3,24 +3,28 @@
 import io
 import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
 
-from stagecoach.contract.evaluation import SCORES, Scores
+from stagecoach.contract.evaluation import SCORES, EvaluationSettings, Scores
 from stagecoach.contract.ledger import JobFolder
 from stagecoach.contract.plan import StagePlan
-from stagecoach.contract.records import decode
+from stagecoach.contract.records import decode, validate
 from stagecoach.errors import CheckpointError, ConfigError, DataError
 from stagecoach.storage import open_store
 from stagecoach_workloads.data.plan.open import read_tokenizer
 from stagecoach_workloads.data.samples import SampleError, Turn
 from stagecoach_workloads.evaluation import main, segments
 from stagecoach_workloads.evaluation.answering import Answerer
+from stagecoach_workloads.evaluation.made import MadeSuite
 from stagecoach_workloads.evaluation.prompts import PromptMaker
 from stagecoach_workloads.evaluation.question import Question
+from stagecoach_workloads.evaluation.run import Rank
 from stagecoach_workloads.evaluation.suite import Item, Suite
+from stagecoach_workloads.evaluation.suites import open_suite
 from stagecoach_workloads.rank import RankContext, Stopped
 
 SMALL = {"limit": 2, "max_new_tokens": 4}
@@ -167,6 +171,78 @@ def test_one_image_that_is_not_there_is_that_questions_trouble(tuned: StagePlan)
     assert [(answer.trouble, answer.score, answer.gold) for answer in answers] == [
         ("gone.png: not there", 0.0, question.gold) for question in (shown, box)
     ]
+
+
+def test_a_rank_says_that_it_moves_before_each_question(tuned: StagePlan) -> None:
+    maker = PromptMaker(tuned, read_tokenizer(str(tuned.data.tokenizer)), 4)
+    turns = (Turn("user", ({"image": 0}, "Where?")),)
+    shown = Question(id="q", category="c", metric="exact", form="chat", turns=turns, answer="", gold={"value": "x"}, images=(Gone(),))
+    suite = Suite(name="s", questions=(shown,) * 3, ask=lambda question, _: (question, ()))
+    beats: list[int] = []
+    Answerer(None, maker, 4, beat=lambda: beats.append(1)).answer(suite, suite.items([0]))  # type: ignore[arg-type]
+    assert len(beats) == 3
+
+
+def test_a_rank_says_that_it_moves_while_questions_are_read_and_shuffled(tuned: StagePlan, asking: Any, tmp_path: Path) -> None:
+    data = boxes_of_two_colours(tmp_path / "data", ["r"] * 200)
+    for shuffle_images, least in ((False, 200), (True, 201)):
+        context = asking(tuned, suite="refcoco", data=data, folder=str(least), shuffle_images=shuffle_images, limit=1, max_new_tokens=1)
+        rank = Rank(context, validate(EvaluationSettings, dict(context.settings), where="settings"))
+        rank.open()
+        assert context.last_beat.counter == least + 1
+    context.request_stop()
+    with pytest.raises(Stopped):
+        open_suite(rank.settings, rank.plan, beat=rank.beat)
+
+
+def boxes_of_two_colours(folder: Path, ids: list[str]) -> str:
+    """RefCOCO with a red and a blue image by turns."""
+    folder.mkdir()
+    for number, colour in enumerate(("red", "blue")):
+        Image.new("RGB", (8, 8), colour).save(folder / f"{number}.png")
+    rows = [
+        {"question_id": each, "image": f"{place % 2}.png", "answer": [f"dog {place}"], "bbox": [1.0, 2.0, 3.0, 4.0]}
+        for place, each in enumerate(ids)
+    ]
+    (folder / "val.json").write_text(json.dumps(rows))
+    return f"file://{folder}"
+
+
+def test_rows_of_one_id_are_answered_and_shown_each_for_itself(tuned: StagePlan, asking: Any, tmp_path: Path) -> None:
+    context = asking(tuned, suite="refcoco", data=boxes_of_two_colours(tmp_path / "data", ["r", "r"]), max_new_tokens=1)
+    main(context)
+    samples = json.loads(context.job.store.read("samples/samples.json"))
+    assert [each["id"] for each in samples] == ["refcoco/r-0@0"] * 2
+    corners = [Image.open(io.BytesIO(context.job.store.read(each["picture"]))).convert("RGB").getpixel((0, 0)) for each in samples]
+    assert ["dog 0" in samples[0]["question"], "dog 1" in samples[1]["question"]] == [True, True]
+    assert corners == [(255, 0, 0), (0, 0, 255)]
+
+
+def test_only_what_is_shown_is_asked_for_again_and_a_beat_comes_before_each(
+    tuned: StagePlan, asking: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"suite": "vqa", "shots": (0, 2), "limit": 4, "max_new_tokens": 1}
+    first = asking(tuned, **settings)
+    main(first)
+    first.job.store.delete(SCORES)
+    context = asking(tuned, attempt=2, **settings)
+    beats: list[int] = []
+    ask = MadeSuite.ask
+    monkeypatch.setattr(MadeSuite, "ask", lambda *given: (beats.append(context.last_beat.counter), ask(*given))[1])
+    main(context)
+    assert len(beats) == len(json.loads(context.job.store.read("samples/samples.json"))) < len(answers_of(context.job)) / 2
+    assert beats == list(range(beats[0], beats[0] + len(beats)))
+
+
+def test_answers_of_other_categories_are_refused(tmp_path: Path) -> None:
+    question = Question(id="q", category="testa", metric="exact", form="chat", turns=(), answer="", gold={"value": "x"})
+    answer = segments.Answer(
+        id="q@0", category="testb", metric="exact", shots=0, shots_shown=0, question="", gold={"value": "x"}, answer="x", score=1.0
+    )
+    store = open_store(f"file://{tmp_path}")
+    segments.write_segment(store, 0, [answer])
+    with pytest.raises(DataError, match="answers other questions"):
+        segments.read_segment(store, 0, [Item(question=question, shots=0)])
 
 
 def test_answers_of_another_evaluation_are_refused(tuned: StagePlan, asking: Any) -> None:

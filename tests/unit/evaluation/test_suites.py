@@ -111,11 +111,16 @@ def test_shuffled_images_leave_what_is_known_blindly_and_all_of_the_text(corpus:
     assert [question.images for question in shuffled_images(suite.questions, seed=0)] == [question.images for question in shuffled]
 
 
-def pictured(number: int, image: str, category: str = "colour") -> Question:
+def pictured(number: int, images: str, category: str = "colour") -> Question:
+    """A letter is an image."""
     return Question(
         id=f"{category}/{number}", category=category, metric="exact", form="chat", turns=(), answer="", gold={},
-        images=(InMemory(image.encode()),),
+        images=tuple(InMemory(image.encode()) for image in images),
     )  # fmt: skip
+
+
+def shown(question: Question) -> str:
+    return "".join(image.read().decode() for image in question.images)
 
 
 @pytest.mark.parametrize("images", ["aaabbc", "abcdeffff", "aab", "aaaab", "abababab"])
@@ -134,6 +139,34 @@ def test_where_a_category_has_one_image_it_gets_another_categorys() -> None:
     assert [each.images[0].read() for each in shuffled] == [b"b", b"b", b"b", b"b", b"a"]
     alone = [pictured(0, "a")]
     assert shuffled_images(alone, seed=0) == alone
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [
+        (("abcd", "ef"), ("eeff", "ac")),  # each has as many as nobody else: spread over fewer, and over more
+        (("abc", "abc", "de"), ("dde", "dde", "ab")),  # all questions about one video have as many
+        (("a", "ab", "cd"), ("c", "cd", "ab")),  # the first of (a, b) would be its own
+        (("ab", "ac"), ("ac", "ab")),  # whole sets are compared
+        (("ab", "ab"), ("ab", "ab")),  # there is nothing else in the suite
+        (("a", "", "b"), ("b", "", "a")),
+    ],
+)
+def test_images_of_which_nobody_else_shows_as_many_are_changed_too(asked: tuple[str, ...], expected: tuple[str, ...]) -> None:
+    questions = [pictured(number, images) for number, images in enumerate(asked)]
+    for seed in range(5):
+        assert tuple(shown(question) for question in shuffled_images(questions, seed=seed)) == expected
+
+
+def test_other_images_are_of_the_same_category_where_it_has_any() -> None:
+    questions = [pictured(0, "abc"), pictured(1, "d"), pictured(0, "ef", "count"), pictured(1, "ef", "count")]
+    assert [shown(question) for question in shuffled_images(questions, seed=0)] == ["ddd", "a", "ab", "dd"]
+
+
+def test_whoever_waits_hears_of_each_look_at_images() -> None:
+    beats: list[int] = []
+    shuffled_images([pictured(0, "ab"), pictured(1, ""), pictured(2, "c")], seed=0, beat=lambda: beats.append(1))
+    assert len(beats) == 2
 
 
 def _seen(question: Question) -> str:

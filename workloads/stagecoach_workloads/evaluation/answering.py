@@ -35,7 +35,8 @@ class _Open:
 
 @dataclass
 class Answerer:
-    """A model, and how it is asked. `beat` is called before every batch; what it raises ends the work."""
+    """A model, and how it is asked. `beat` is called before every question, since its images are read then, and every batch; what it
+    raises ends the work."""
 
     model: MultimodalModel
     maker: PromptMaker
@@ -47,6 +48,7 @@ class Answerer:
         found: dict[int, Answer] = {}
         batches: dict[tuple[bool, tuple[str, ...]], list[_Open]] = defaultdict(list)
         for place, item in enumerate(items):
+            self.beat()
             question, shots = suite.ask(item.question, item.shots)
             try:
                 asked, gold = self.maker.ask(question, shots), gold_of(question)

@@ -4,7 +4,7 @@ import io
 import json
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,11 +23,10 @@ MOST_SIDE = 768
 MOST_IMAGES = 8
 
 
-def write_samples(store: Store, answers: Sequence[Answer], questions: Mapping[str, Question]) -> int:
-    """`samples/*.png` and `samples/samples.json`. Returns how many. `questions` by the answers' ids."""
+def write_samples(store: Store, samples: Iterable[tuple[Answer, Question]]) -> int:
+    """`samples/*.png` and `samples/samples.json`. Returns how many."""
     told = []
-    for answer in chosen(answers):
-        question = questions[answer.id]
+    for number, (answer, question) in enumerate(samples):
         entry: dict[str, Any] = {
             "id": answer.id, "category": answer.category, "shots": answer.shots, "question": answer.question, "answer": answer.answer,
             "gold": answer.gold, "score": answer.score, "picture": None,
@@ -37,7 +36,7 @@ def write_samples(store: Store, answers: Sequence[Answer], questions: Mapping[st
         except ImageRefused:  # a damaged image is told as the answer's trouble
             body = None
         if body is not None:
-            name = re.sub(r"[^A-Za-z0-9_.@+-]+", "_", answer.id)
+            name = f"{number:03d}-" + re.sub(r"[^A-Za-z0-9_.@+-]+", "_", answer.id)  # two rows of a file may have one id
             store.publish(f"{SAMPLES}/{name}.png", body)
             entry["picture"] = f"{SAMPLES}/{name}.png"
         told.append(entry)
@@ -45,17 +44,17 @@ def write_samples(store: Store, answers: Sequence[Answer], questions: Mapping[st
     return len(told)
 
 
-def chosen(answers: Sequence[Answer]) -> list[Answer]:
-    """The first right and wrong ones of each category, asked with the fewest shots."""
+def chosen(answers: Sequence[Answer]) -> list[int]:
+    """Places of the first right and wrong ones of each category, asked with the fewest shots."""
     fewest: dict[str, int] = {}
     for answer in answers:
         fewest[answer.category] = min(answer.shots, fewest.get(answer.category, answer.shots))
-    kinds: dict[tuple[str, bool], list[Answer]] = defaultdict(list)
-    for answer in answers:
+    kinds: dict[tuple[str, bool], list[int]] = defaultdict(list)
+    for place, answer in enumerate(answers):
         kind = kinds[answer.category, (answer.score or 0) >= 0.5]
         if answer.shots == fewest[answer.category] and len(kind) < EACH and not answer.trouble:
-            kind.append(answer)
-    return [answer for kind in kinds.values() for answer in kind]
+            kind.append(place)
+    return [place for kind in kinds.values() for place in kind]
 
 
 def picture_of(question: Question, answer: Answer) -> bytes | None:

@@ -18,8 +18,9 @@ from stagecoach.contract.records import encode, validate
 from stagecoach.errors import ConfigError
 from stagecoach_workloads.data.plan.open import read_tokenizer
 from stagecoach_workloads.evaluation.answering import Answerer
-from stagecoach_workloads.evaluation.pictures import write_samples
+from stagecoach_workloads.evaluation.pictures import chosen, write_samples
 from stagecoach_workloads.evaluation.prompts import PromptMaker
+from stagecoach_workloads.evaluation.question import Question
 from stagecoach_workloads.evaluation.scores import aggregates, scores_of
 from stagecoach_workloads.evaluation.segments import Answer, done_segments, items_of, num_segments, read_segment, write_segment
 from stagecoach_workloads.evaluation.suite import Item, Suite
@@ -68,7 +69,7 @@ class Rank:
         return self.context.job
 
     def beat(self) -> None:
-        """Before every batch: says that this rank moves, and leaves when it is asked to."""
+        """Before whatever takes its time: says that this rank moves, and leaves when it is asked to."""
         self.context.heartbeat(step=self.answered, phase=PHASE, steps=self.own_items)
         if self.context.stop_requested():
             raise Stopped(committed_step=self.answered)
@@ -81,7 +82,7 @@ class Rank:
         if plan is None:
             raise ConfigError(f"{self.settings.stage_uri}/plan.json is missing: `stage_uri` must be the folder of a stage")
         self.plan = plan
-        self.suite = open_suite(self.settings, plan)
+        self.suite = open_suite(self.settings, plan, beat=self.beat)
         self.items = self.suite.items(self.settings.shots)
         self.beat()
 
@@ -133,15 +134,20 @@ class Rank:
             self.beat()
             time.sleep(POLL_S)
         answers = [answer for segment in sorted(wanted) for answer in self._read(segment)]
-        scores = scores_of(self.suite, answers, seed=self.settings.seed)
-        questions = {item.id: self.suite.ask(item.question, item.shots)[0] for item in self.items}
-        write_samples(self.job.store, answers, questions)
+        scores = scores_of(self.suite, answers, seed=self.settings.seed, beat=self.beat)
+        write_samples(self.job.store, ((answers[place], self._asked(place)) for place in chosen(answers)))
         record = Scores(
             settings=self.settings, scores=tuple(scores), answers=len(answers), metrics=aggregates(self.suite, scores, answers),
             seconds=round(time.monotonic() - self.began, 3), finished_at=datetime.now(UTC).isoformat(timespec="seconds"),
         )  # fmt: skip
         self.job.store.create_if_absent(SCORES, encode(record))
         self.context.event("scores", {f"{score.category}@{score.shots}/{score.metric}": round(score.value, 4) for score in scores})
+
+    def _asked(self, place: int) -> Question:
+        """What the answer at this place answers. Ids do not tell it: two rows of a benchmark's file may have one."""
+        self.beat()
+        item = self.items[place]
+        return self.suite.ask(item.question, item.shots)[0]
 
     def _read(self, segment: int) -> list[Answer]:
         self.beat()

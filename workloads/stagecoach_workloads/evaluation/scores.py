@@ -1,7 +1,7 @@
 """From answers to `scores.json`: means with intervals, and how they compare with luck and with not looking."""
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
 
 from stagecoach.contract.dataset import Baseline
@@ -13,24 +13,25 @@ from stagecoach_workloads.evaluation.statistics import bootstrap, p_at_least
 from stagecoach_workloads.evaluation.suite import Suite
 
 
-def scores_of(suite: Suite, answers: Sequence[Answer], *, seed: int) -> list[Score]:
-    """A score for each category, number of shots and metric, in the order of the answers."""
+def scores_of(suite: Suite, answers: Sequence[Answer], *, seed: int, beat: Callable[[], None] = lambda: None) -> list[Score]:
+    """A score for each category, number of shots and metric, in the order of the answers. `beat` is called in between."""
     groups: dict[tuple[int, str], list[Answer]] = defaultdict(list)
     for answer in answers:
         groups[answer.shots, answer.category].append(answer)
     found = []
     for (shots, category), each in groups.items():
         for metric in dict.fromkeys((each[0].metric, *suite.extra_metrics.get(category, ()))):
-            values = values_of(metric, each)
+            beat()
+            values = values_of(metric, each, beat=beat)
             found.append(score_of(category, metric, shots, values, suite.baselines.get(category) if metric != CIDER else None, seed=seed))
     return found
 
 
-def values_of(metric: str, answers: Sequence[Answer]) -> list[float]:
+def values_of(metric: str, answers: Sequence[Answer], *, beat: Callable[[], None] = lambda: None) -> list[float]:
     """One number a sample."""
     if metric == CIDER:
         references = [[str(text) for text in answer.gold.get("answers", ())] or [str(answer.gold["value"])] for answer in answers]
-        return cider([answer.answer for answer in answers], references)
+        return cider([answer.answer for answer in answers], references, beat=beat)
     return [answer.score or 0.0 for answer in answers]
 
 
@@ -49,16 +50,19 @@ def score_of(category: str, metric: str, shots: int, values: Sequence[float], ba
 
 
 def aggregates(suite: Suite, scores: Sequence[Score], answers: Sequence[Answer]) -> dict[str, float]:
-    """Means over categories, by number of shots: all of them (`mean`), each group's, MMBase; and what went wrong."""
+    """Means over categories, by number of shots: each group's, and unless they are of several splits, all of them (`mean`) and MMBase; and
+    what went wrong."""
     found: dict[str, float] = {}
     for shots in dict.fromkeys(score.shots for score in scores):
         by_category = {score.category: score.value for score in reversed(scores) if score.shots == shots and score.metric != CIDER}
         if not by_category:
             continue
         end = f"@{shots}"
-        found[f"mean{end}"] = fmean(by_category.values())
         means = group_means(suite.groups, by_category)
         found |= {f"group/{name}{end}": value for name, value in means.items()}
+        if suite.splits_apart:
+            continue
+        found[f"mean{end}"] = fmean(by_category.values())
         if (value := mmbase(means)) is not None:
             found[f"mmbase{end}"] = value
     troubles = sum(bool(answer.trouble) for answer in answers)

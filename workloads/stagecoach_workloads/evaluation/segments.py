@@ -64,7 +64,7 @@ def read_segment(store: Store, segment: int, items: Sequence[Item]) -> list[Answ
         answers = [Answer(**json.loads(line)) for line in lines if line]
     except (ValueError, TypeError) as error:
         raise DataError(f"{uri}: cannot be read: {error}; remove it and run the evaluation again: it is answered anew") from None
-    if [answer.id for answer in answers] != [item.id for item in items]:
+    if [(answer.id, answer.category) for answer in answers] != [(item.id, item.question.category) for item in items]:
         raise DataError(f"{uri}: answers other questions than this suite has there; remove `{ANSWERS}/` and run the evaluation again")
     return answers
 

@@ -2,12 +2,14 @@
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 from stagecoach.contract.dataset import Baseline
 from stagecoach_workloads.data.made.level import stream
 from stagecoach_workloads.evaluation.question import Question
 
 Ask = Callable[[Question, int], tuple[Question, Sequence[Question]]]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +27,8 @@ class Item:
 @dataclass(frozen=True, kw_only=True)
 class Suite:
     """`ask` draws the shots of a question (and may change the question: in-context documents are put together anew). `extra_metrics` are
-    scored beside a category's own. `groups`: categories whose means are told together."""
+    scored beside a category's own. `groups`: categories whose means are told together. `splits_apart`: they are of several evaluation
+    splits, over which nobody takes a mean."""
 
     name: str
     questions: Sequence[Question]
@@ -33,6 +36,7 @@ class Suite:
     baselines: Mapping[str, Baseline] = field(default_factory=dict)
     extra_metrics: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     groups: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    splits_apart: bool = False
     always: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # shots that a category is asked with whatever is asked for
 
     def items(self, shots: Sequence[int]) -> list[Item]:
@@ -55,29 +59,43 @@ def limited(questions: Sequence[Question], limit: int | None) -> list[Question]:
     return kept
 
 
-def shuffled_images(questions: Sequence[Question], *, seed: int) -> list[Question]:
+def shuffled_images(questions: Sequence[Question], *, seed: int, beat: Callable[[], None] = lambda: None) -> list[Question]:
     """Every question with the images of another one of its category that shows as many: what is left of a score is had blindly.
 
-    They go round in a random ring, so far that no question gets its own back, nor that of another question about the same image. Where
-    more than half of a category are about one image, the questions that would keep it get any other one, of another category if need be.
+    They go round in a random ring, so far that no question gets its own back, nor those of another question about the same images. Where
+    more than half of a ring are about the same, the questions that would keep them get any others with as many images, else any others of
+    the suite, of their own category if it has some, spread to as many. Only where the whole suite has no others are they kept.
+    Whole sets are compared: of (A, B) and (A, C) each may get the other. `beat` is called before each look at a question's images.
     """
-    identities = [tuple(picture.identity for picture in question.images) for question in questions]
+    identities = [_identity(question, beat) for question in questions]
+    pictured = [place for place, question in enumerate(questions) if question.images]
     rings: dict[tuple[str, int], list[int]] = {}
-    alike: dict[int, list[int]] = {}  # by the number of images
-    for place, question in enumerate(questions):
-        if question.images:
-            rings.setdefault((question.category, len(question.images)), []).append(place)
-            alike.setdefault(len(question.images), []).append(place)
-    taken = {place: place for place in range(len(questions))}
+    as_many: dict[int, list[int]] = {}
+    of_category: dict[str, list[int]] = {}
+    for place in pictured:
+        question = questions[place]
+        rings.setdefault((question.category, len(question.images)), []).append(place)
+        as_many.setdefault(len(question.images), []).append(place)
+        of_category.setdefault(question.category, []).append(place)
+    taken: dict[int, int] = {}
     for (category, images), places in rings.items():
         order = list(places)
         stream(seed, "shuffle", category, images).shuffle(order)
-        taken |= _ring(order, alike[images], identities)
-    return [replace(question, images=questions[taken[place]].images) for place, question in enumerate(questions)]
+        taken |= _ring(order, (order, as_many[images], of_category[category], pictured), identities)
+    shown = {place: spread(questions[other].images, len(questions[place].images)) for place, other in taken.items()}
+    return [replace(question, images=shown.get(place, ())) for place, question in enumerate(questions)]
 
 
-def _ring(order: Sequence[int], alike: Sequence[int], identities: Sequence[Hashable]) -> dict[int, int]:
-    """Whose images each of `order` gets. Questions about one image stand side by side, and all move on by as many as the most are."""
+def _identity(question: Question, beat: Callable[[], None]) -> tuple[Hashable, ...]:
+    """Equal for questions about the same images."""
+    if question.images:
+        beat()  # reads them
+    return tuple(picture.identity for picture in question.images)
+
+
+def _ring(order: Sequence[int], pools: Sequence[Sequence[int]], identities: Sequence[tuple[Hashable, ...]]) -> dict[int, int]:
+    """Whose images each of `order` gets. Questions about the same images stand side by side, and all move on by as many as the most are;
+    those that would keep their own get others of the first pool that has any."""
     groups: dict[Hashable, list[int]] = {}
     for place in order:
         groups.setdefault(identities[place], []).append(place)
@@ -86,9 +104,23 @@ def _ring(order: Sequence[int], alike: Sequence[int], identities: Sequence[Hasha
     ahead = [*side_by_side[len(most) :], *side_by_side[: len(most)]]
     taken = dict(zip(side_by_side, ahead, strict=True))
     own = identities[most[0]]
-    others = [place for place in order if identities[place] != own] or [place for place in alike if identities[place] != own]
-    kept = [place for place in most if identities[taken[place]] == own] if others else []
-    return taken | {place: others[place % len(others)] for place in kept}
+    kept = [place for place in most if identities[taken[place]] == own]
+    others = _others(own, pools, identities) if kept else []
+    return taken | {place: others[place % len(others)] for place in kept if others}
+
+
+def _others(own: Sequence[Hashable], pools: Sequence[Sequence[int]], identities: Sequence[tuple[Hashable, ...]]) -> list[int]:
+    """Of the first pool that has any: those whose images, spread to as many, are not `own`."""
+    for pool in pools:
+        found = [place for place in pool if spread(identities[place], len(own)) != own]
+        if found:
+            return found
+    return []
+
+
+def spread(items: Sequence[T], number: int) -> tuple[T, ...]:
+    """`number` of them, evenly apart; some again where there are fewer."""
+    return tuple(items[place * len(items) // number] for place in range(number))
 
 
 def draw(seed: int, question: Question, pool: int, number: int) -> list[int]:

@@ -1,5 +1,6 @@
 """Which questions a suite's name stands for, and where they lie."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
 from stagecoach.contract.dataset import CORPUS_KEY, read_corpus
@@ -12,14 +13,15 @@ from stagecoach_workloads.evaluation.published.formats import published_suite
 from stagecoach_workloads.evaluation.suite import Suite, shuffled_images
 
 
-def open_suite(settings: EvaluationSettings, plan: StagePlan) -> Suite:
-    """Reads the questions. Raises ConfigError for a name that is no suite, and DataError for files that cannot be read."""
+def open_suite(settings: EvaluationSettings, plan: StagePlan, *, beat: Callable[[], None] = lambda: None) -> Suite:
+    """Reads the questions; `beat` is called between those of a benchmark, which may be very many. Raises ConfigError for a name that is no
+    suite, and DataError for files that cannot be read."""
     check_suite(settings.suite)
-    suite = _open_made(settings, plan) if settings.suite.partition("+")[0] in MADE_SUITES else _open_published(settings)
+    suite = _open_made(settings, plan) if settings.suite.partition("+")[0] in MADE_SUITES else _open_published(settings, beat)
     if not suite.questions:
         raise ConfigError(f"suite {settings.suite}: there is no question in {settings.data or 'the stage’s validation splits'}")
     if settings.shuffle_images:
-        return replace(suite, questions=shuffled_images(suite.questions, seed=settings.seed))
+        return replace(suite, questions=shuffled_images(suite.questions, seed=settings.seed, beat=beat))
     return suite
 
 
@@ -40,9 +42,9 @@ def _open_made(settings: EvaluationSettings, plan: StagePlan) -> Suite:
     return MadeSuite(settings.suite, test, train, settings.seed, settings.limit, only=only_of(settings.suite)).build()
 
 
-def _open_published(settings: EvaluationSettings) -> Suite:
+def _open_published(settings: EvaluationSettings, beat: Callable[[], None]) -> Suite:
     if settings.data is None:
         raise ConfigError(
             f"suite {settings.suite} is a published benchmark and nothing is downloaded; give --data URI of the folder that holds its files"
         )
-    return published_suite(settings.suite, open_store(settings.data), seed=settings.seed, limit=settings.limit)
+    return published_suite(settings.suite, open_store(settings.data), seed=settings.seed, limit=settings.limit, beat=beat)

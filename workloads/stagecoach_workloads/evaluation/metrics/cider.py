@@ -6,7 +6,7 @@ difference in length, times 10. Its length counts *bigrams*, which is kept: sigm
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from stagecoach_workloads.evaluation.metrics.ptb import tokenize
 
@@ -17,16 +17,22 @@ SCALE = 10.0
 Grams = Counter[tuple[str, ...]]
 
 
-def cider(answers: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:
-    """A score for each answer; their mean is the set's CIDEr. How rare n-grams are is counted over the references of all of them.
+def cider(answers: Sequence[str], references: Sequence[Sequence[str]], *, beat: Callable[[], None] = lambda: None) -> list[float]:
+    """A score for each answer; their mean is the set's CIDEr. How rare n-grams are is counted over the references of all of them. `beat` is
+    called for every answer: forty thousand take a minute.
 
     One image alone scores 0: every n-gram is then in all documents.
     """
     said = [grams(answer) for answer in answers]
-    right = [[grams(reference) for reference in each] for each in references]
+    right = [_all_grams(each, beat) for each in references]
     documents = Counter(gram for each in right for gram in set().union(*each))
     weights = _Weights(documents, len(right))
-    return [_score(own, each, weights) for own, each in zip(said, right, strict=True)]
+    return [_score(own, each, weights, beat) for own, each in zip(said, right, strict=True)]
+
+
+def _all_grams(texts: Sequence[str], beat: Callable[[], None]) -> list[Grams]:
+    beat()
+    return [grams(text) for text in texts]
 
 
 def grams(text: str) -> Grams:
@@ -50,7 +56,8 @@ class _Weights:
         return found
 
 
-def _score(own: Grams, references: Sequence[Grams], weights: _Weights) -> float:
+def _score(own: Grams, references: Sequence[Grams], weights: _Weights, beat: Callable[[], None]) -> float:
+    beat()
     vector = weights.vector(own)
     total = 0.0
     for reference in references:

@@ -8,7 +8,17 @@ from typing import Any
 from stagecoach.errors import DataError
 from stagecoach_workloads.data.media import MediaRefused
 from stagecoach_workloads.data.samples import Content
-from stagecoach_workloads.evaluation.published.folder import LETTER, SHORT, Folder, asked, letter, lettered, text_of
+from stagecoach_workloads.evaluation.published.folder import (
+    LETTER,
+    SHORT,
+    Folder,
+    asked,
+    evaluation_split,
+    is_training,
+    letter,
+    lettered,
+    text_of,
+)
 from stagecoach_workloads.evaluation.published.rows import Frame, Row, count_frames
 from stagecoach_workloads.evaluation.question import Picture, Question
 
@@ -47,8 +57,10 @@ def _science_image(folder: Folder, row: Row) -> Picture | None:
 
 def mmmu(folder: Folder, *, train: bool) -> Iterator[Question]:
     """Rows `id`, `question`, `options` (a list written as text), `answer`, `question_type`, `image_1` to `image_7`, which
-    `<image n>` in question and options stands for. The subject in the id is the category."""
-    for where, row in folder.rows("id", "question", "options", "question_type", train=train):
+    `<image n>` in question and options stands for. The subject in the id is the category. Its `dev` files are its five examples a subject,
+    so they are for shots; public evaluators ask `validation`."""
+    keys = [key for key in folder.files if (is_training(key) or evaluation_split(key) == "dev") == train]
+    for where, row in folder.rows_in(keys, "id", "question", "options", "question_type"):
         options = _options(row["options"], where)
         is_choice = row["question_type"] == "multiple-choice"
         answer = row.get("answer")

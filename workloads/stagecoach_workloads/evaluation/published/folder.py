@@ -2,7 +2,7 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
@@ -27,9 +27,11 @@ class Reader(Protocol):
 
 @dataclass
 class Folder:
-    """A benchmark's folder. Files with `train` in their name, or in that of a folder they lie in, are for shots, all others are asked."""
+    """A benchmark's folder. Files with `train` in their name, or in that of a folder they lie in, are for shots, all others are asked.
+    `beat` is called before each row and each file that is read whole: there may be very many, and a row may be a video."""
 
     store: Store
+    beat: Callable[[], None] = lambda: None
     reading: str = ""  # the file that the last row came from
 
     @cached_property
@@ -51,6 +53,7 @@ class Folder:
         """`rows` of these files."""
         for key in keys:
             for number, row in rows_of(self.store, key):
+                self.beat()
                 self.reading = key
                 lacking = [name for name in needed if name not in row]
                 if lacking:
@@ -62,6 +65,7 @@ class Folder:
 
     def json(self, key: str) -> Any:
         """A JSON file as it is. Raises DataError."""
+        self.beat()
         self.reading = key
         return whole_json(self.store, key)
 

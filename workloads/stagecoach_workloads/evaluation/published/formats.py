@@ -5,7 +5,7 @@ Field names are those of the files as the public evaluator lmms-eval reads them 
 the benchmarks' own downloads where those are JSON or CSV. Rows without an answer (test splits) cannot be scored and are left out.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from stagecoach.errors import DataError
@@ -33,7 +33,7 @@ READERS: dict[str, Reader] = {
 @dataclass
 class PublishedSuite:
     """Questions of one benchmark; shots from its training files, else from the others it could ask. Those of several evaluation splits
-    are several categories (`refcoco_testa`): a benchmark tells them one by one."""
+    are several categories, ids and groups (`refcoco_testa`): a benchmark tells them one by one."""
 
     name: str
     folder: Folder
@@ -41,7 +41,9 @@ class PublishedSuite:
     limit: int | None
     _others: ShotPool = field(init=False)
     _trained: ShotPool | None = None  # read when the first shot is wanted
-    _of_split: dict[str, str] = field(default_factory=dict)  # category with its split's name -> without
+    _categories: dict[str, str] = field(default_factory=dict)  # with its split's name -> as it was read
+    _ids: dict[str, str] = field(default_factory=dict)  # likewise
+    _groups: dict[str, list[str]] = field(default_factory=dict)  # categories by the benchmark's name with their split's
 
     def build(self) -> Suite:
         """Raises DataError when no row can be asked."""
@@ -52,17 +54,22 @@ class PublishedSuite:
         if not found:
             raise self.nothing_to_ask()
         self._others = ShotPool(found)
-        if len(set(splits)) > 1:
-            found = [self._in_split(question, split) for question, split in zip(found, splits, strict=True)]
-        found = limited(found, self.limit)
-        return Suite(
-            name=self.name, questions=found, ask=self.ask, groups={self.name: tuple(dict.fromkeys(each.category for each in found))}
-        )
+        apart = len(set(splits)) > 1
+        told = [self._in_split(question, split if apart else "") for question, split in zip(found, splits, strict=True)]
+        groups = {name: tuple(categories) for name, categories in self._groups.items()}
+        return Suite(name=self.name, questions=limited(told, self.limit), ask=self.ask, groups=groups, splits_apart=apart)
 
     def _in_split(self, question: Question, split: str) -> Question:
-        name = f"{question.category}_{split}" if split else question.category
-        self._of_split[name] = question.category
-        return replace(question, category=name)
+        """Ids too: two splits may use the same ones."""
+        told = replace(question, id=_with(question.id, split), category=_with(question.category, split)) if split else question
+        self._categories[told.category], self._ids[told.id] = question.category, question.id
+        group = self._groups.setdefault(_with(self.name, split), [])
+        if told.category not in group:
+            group.append(told.category)
+        return told
+
+    def _as_read(self, question: Question) -> Question:
+        return replace(question, id=self._ids[question.id], category=self._categories[question.category])
 
     def questions(self, *, train: bool) -> Iterator[Question]:
         """One by one, as files are read. Raises DataError also for a value that is not of its field's kind: trying again would not make
@@ -88,13 +95,16 @@ class PublishedSuite:
         if self._trained is None:
             self._trained = ShotPool(list(self.questions(train=True)))
         pool = self._trained if self._trained.questions else self._others
-        category = self._of_split.get(question.category, question.category)
-        return question, pool.draw(self.seed, question, category, shots)
+        return question, pool.draw(self.seed, self._as_read(question), shots)
 
 
-def published_suite(name: str, store: Store, *, seed: int, limit: int | None) -> Suite:
-    """The benchmark `name` from the files below `store`."""
-    return PublishedSuite(name, Folder(store), seed, limit).build()
+def _with(name: str, split: str) -> str:
+    return f"{name}_{split}" if split else name
+
+
+def published_suite(name: str, store: Store, *, seed: int, limit: int | None, beat: Callable[[], None] = lambda: None) -> Suite:
+    """The benchmark `name` from the files below `store`. `beat` is called while they are read, also when the first shot is wanted."""
+    return PublishedSuite(name, Folder(store, beat), seed, limit).build()
 
 
 def check_first_question(name: str, uri: str) -> None:

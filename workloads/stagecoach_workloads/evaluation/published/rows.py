@@ -8,15 +8,17 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import xxhash
 
 from stagecoach.errors import DataError
-from stagecoach.storage import NotFound, Store
+from stagecoach.storage import NotFound, OutOfRange, Store
 from stagecoach_workloads.data import parquet
 from stagecoach_workloads.data.media import video_frames
 from stagecoach_workloads.data.samples import SampleError
+from stagecoach_workloads.evaluation.published.ranges import footer_of, read_column
 
 SUFFIXES = (".parquet", ".jsonl", ".json", ".csv")
 MAX_FRAMES = 64
@@ -36,7 +38,11 @@ class InStore:
 
     @property
     def identity(self) -> Hashable:
-        return self
+        """Of what it shows: downloads hold an image again under the name of each question about it."""
+        try:
+            return _file_digest(self.store, self.key)
+        except SampleError:
+            return self
 
 
 @dataclass(frozen=True)
@@ -49,7 +55,10 @@ class InParquet:
     column: str
 
     def read(self) -> bytes:
-        value = _cell(self.store, self.key, self.row, self.column)
+        try:
+            value = _cell(self.store, self.key, self.row, self.column)
+        except (pa.ArrowException, OSError, ValueError, OutOfRange) as error:
+            raise SampleError(f"{self.store.uri_of(self.key)}: row {self.row}: column {self.column} cannot be read: {error}") from None
         body = value.get("bytes") if isinstance(value, dict) else value
         if not isinstance(body, bytes):
             raise SampleError(f"{self.store.uri_of(self.key)}: row {self.row}: column {self.column} holds no image")
@@ -59,7 +68,7 @@ class InParquet:
     def identity(self) -> Hashable:
         """Of what it shows: the hub's files hold an image again with each question about it."""
         try:
-            return xxhash.xxh3_128_digest(self.read())
+            return _digest(self.read())
         except SampleError:
             return self
 
@@ -174,7 +183,7 @@ def _listed(loaded: Any, uri: str) -> list[Row]:
 
 
 def _parquet_rows(store: Store, key: str) -> Iterator[tuple[int, Row]]:
-    file = _parquet(store, key)
+    file = _opened(store, key)
     light = [name for name in file.schema_arrow.names if not name.startswith("image") or name == "image_id"]
     heavy = [name for name in file.schema_arrow.names if name not in light]
     leaves = set(file.schema.names) if not heavy else {column.path for column in map(file.schema.column, range(len(file.schema.names)))}
@@ -208,22 +217,27 @@ def _without_bytes(file: pq.ParquetFile, name: str) -> set[int]:
     return found
 
 
-@lru_cache(maxsize=2)
-def _parquet(store: Store, key: str) -> pq.ParquetFile:
+def _opened(store: Store, key: str) -> pq.ParquetFile:
     try:
         return parquet.opened(_read_file(store, key))
     except (ValueError, OSError) as error:
         raise DataError(f"{store.uri_of(key)}: not a parquet file that can be read: {error}") from None
 
 
+@lru_cache(maxsize=64)
+def _footer(store: Store, key: str) -> pq.FileMetaData:
+    return footer_of(store, key)
+
+
 @lru_cache(maxsize=4)
 def _group(store: Store, key: str, group: int, column: str) -> list[Any]:
-    found: list[Any] = _parquet(store, key).read_row_group(group, columns=[column]).column(column).to_pylist()
-    return found
+    return read_column(store, key, _footer(store, key), group, column)
 
 
+@lru_cache(maxsize=64)
 def _cell(store: Store, key: str, row: int, column: str) -> Any:
-    metadata, first = _parquet(store, key).metadata, 0
+    """Kept for a while: a prompt's images are read several times, and its shots are of more row groups than can be kept."""
+    metadata, first = _footer(store, key), 0
     for group in range(metadata.num_row_groups):
         rows = metadata.row_group(group).num_rows
         if row < first + rows:
@@ -239,6 +253,16 @@ def _frames(store: Store, key: str) -> tuple[bytes, ...]:
 
 def count_frames(store: Store, key: str) -> int:
     return len(_frames(store, key))
+
+
+@lru_cache(maxsize=65_536)
+def _file_digest(store: Store, key: str) -> bytes:
+    """Kept, since many questions may be about one file."""
+    return _digest(_read_file(store, key))
+
+
+def _digest(body: bytes) -> bytes:
+    return xxhash.xxh3_128_digest(body)
 
 
 def _read_file(store: Store, key: str) -> bytes:

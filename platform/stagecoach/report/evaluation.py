@@ -111,10 +111,12 @@ def _about(suite: Suite) -> Content:
     shots = ", ".join(str(n) for n in sorted({*settings.shots, *(score.shots for score in suite.scores.scores)}))
     said = f"{suite.scores.answers:,} answers in {duration(suite.scores.seconds)}; {shots} shots; seed {settings.seed}"
     control = "; every question got another one's images (a control)" if settings.shuffle_images else ""
-    shown = [pair for pair in sorted(suite.scores.metrics.items()) if pair[0].startswith(("mean@", "mmbase@"))]
-    means = [f"{name.replace('@', ' at ')} shots {percent(value)}" for name, value in shown]
-    remarks = "".join(f". {remark}" for remark in suite.scores.remarks())
-    return [el("strong", None, f"Suite {suite.name}. "), f"{said}{control}. {', '.join(means)}{remarks}"]
+    metrics = sorted(suite.scores.metrics.items())
+    overall = [pair for pair in metrics if pair[0].startswith(("mean@", "mmbase@"))]
+    shown = overall or [pair for pair in metrics if pair[0].startswith("group/")]  # several splits have no mean over all
+    means = ", ".join(f"{name.removeprefix('group/').replace('@', ' at ')} shots {percent(value)}" for name, value in shown)
+    sentences = [f"{said}{control}", means, *suite.scores.remarks()]
+    return [el("strong", None, f"Suite {suite.name}. "), ". ".join(filter(None, sentences))]
 
 
 def _charts(suite: Suite, parent: ParentScores, parent_name: str | None) -> list[Markup]:

@@ -67,7 +67,7 @@ class Control:
             self._raise(hold)
 
     def check_unpaused(self) -> None:
-        """Raises RunHeld for a paused run, were it cancelled as well. One that is only cancelled goes on when somebody asks for it again."""
+        """Raises RunHeld for a paused run, cancelled or not. One that is only cancelled goes on when somebody asks for it again."""
         pause = self._read(self._key("pause"), Hold)
         if pause is not None:
             self._raise(pause)

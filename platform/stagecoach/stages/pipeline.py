@@ -242,7 +242,8 @@ def refuse_missing(plan: StagePlan, found: FoundParent) -> None:
 
 
 def record_pipeline(prepared: PreparedPipeline, request: RunRequest | None = None) -> RunRecord:
-    """run.json, the first stage's plan, then how it was asked for (`request`; None: as it was prepared). Before anything else of the run; any number of times.
+    """run.json, the first stage's plan, then how it was asked for (`request`; None: as it was prepared). Before anything else of the
+    run; any number of times.
 
     Of two callers at the same time who ask for different things one freezes its plan: the other is refused before its word is kept, which
     `resume` goes by. Raises ConfigError then.

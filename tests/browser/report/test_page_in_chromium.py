@@ -172,7 +172,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [360, 800, 1181, 1280])
+@pytest.mark.parametrize("width", [360, 721, 760, 800, 1181, 1280])
 @pytest.mark.parametrize("name", ["finished-run", "going", "hostile"])
 def test_nothing_is_cut_off_faint_or_wrong(tab: Tab, pages: dict[str, Path], name: str, width: int, scheme: str) -> None:
     tab.show(pages[name], width=width, scheme=scheme)

@@ -106,6 +106,17 @@ def test_questions_that_were_not_asked_as_they_should_have_been_are_told(tmp_pat
     assert "cut off" not in text
 
 
+def test_a_suite_of_several_splits_tells_each_ones_mean(tmp_path: Path) -> None:
+    write_finished_run(tmp_path.as_uri(), "r1")
+    story = story_of(tmp_path.as_uri(), "r1")
+    suite = next(suite for stage in story.stages for suite in stage.suites)
+    assert suite.scores is not None
+    suite.scores = replace(suite.scores, metrics={"group/refcoco_testa@0": 0.5, "group/refcoco_testb@0": 0.25})
+    assert "seed 0. refcoco_testa at 0 shots 50 %, refcoco_testb at 0 shots 25 %" in Parsed(build_page(story)).text.replace("\u00a0", " ")
+    suite.scores = replace(suite.scores, metrics={"cut_off": 1.0})
+    assert "seed 0. 1 answers were cut off" in Parsed(build_page(story)).text
+
+
 def test_the_page_holds_all_it_shows_and_runs_nothing(finished: Story) -> None:
     parsed = Parsed(build_page(finished))
     assert all(address.startswith(("#", "data:image/png;base64,")) or address == "data:," for address in parsed.addresses())

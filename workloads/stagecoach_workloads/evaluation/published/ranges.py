@@ -41,7 +41,7 @@ def read_column(store: Store, key: str, footer: pq.FileMetaData, group: int, col
     first, end = _extent(footer.row_group(group), column)
     held = pa.allocate_buffer(end)
     store.read_into(key, first, [memoryview(held).cast("B")[first:end]])
-    found: list[Any] = pq.ParquetFile(pa.BufferReader(held), metadata=footer).read_row_group(group, columns=[column])[column].to_pylist()
+    found: list[Any] = parquet.opened_part(held, footer).read_row_group(group, columns=[column])[column].to_pylist()
     return found
 
 

@@ -10,12 +10,15 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, MutableMapping, Sequence
 from typing import Any
 
 WARM_RANKS = "STAGECOACH_WARM_RANKS"  # set by the supervisor for its agent: {"ranks": […], "entrypoint": …, "python_path": …}
 WAIT = "--wait"  # a rank's argument: import, then wait for the rest of the environment
 _READ_BY_IMPORTS = ("PYTHONPATH", "OMP_NUM_THREADS")  # later is too late
+
+told_at: float | None = None  # by `time.monotonic`: when this process, which had waited, was told who it is
 
 
 class WarmRanks:
@@ -82,9 +85,11 @@ class WarmRanks:
 
 def wait_to_be_told() -> None:
     """In the rank: its environment, once torchrun wants it. Ends the process when its agent leaves instead."""
+    global told_at
     line = sys.stdin.readline()
     if not line:
         os._exit(0)
+    told_at = time.monotonic()
     os.environ.clear()
     os.environ.update(json.loads(line))
     null = os.open(os.devnull, os.O_RDONLY)

@@ -1,5 +1,7 @@
 """Seconds by bucket: every moment is in one of them."""
 
+import subprocess
+import sys
 import time
 
 import pytest
@@ -74,3 +76,20 @@ def test_the_age_of_this_process_is_known() -> None:
     time.sleep(0.05)
     assert 0.03 < seconds_since_start() - before < 5
     assert 0 < before < 100_000
+
+
+def test_what_a_process_waited_before_it_was_told_who_it_is_is_not_counted() -> None:
+    program = (
+        "import time; from stagecoach_workloads.warm import wait_to_be_told; from stagecoach_workloads.telemetry.buckets import "
+        "seconds_since_start; print(seconds_since_start(), flush=True); wait_to_be_told(); time.sleep(0.2); print(seconds_since_start())"
+    )
+    with subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        lived = float(process.stdout.readline())
+        time.sleep(1.0)
+        process.stdin.write("{}\n")
+        process.stdin.close()
+        counted = float(process.stdout.read())
+    assert lived > 0
+    assert 0.2 <= counted < lived + 1.0

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Literal, get_args
 
+from stagecoach_workloads import warm
+
 Bucket = Literal["init", "restore", "data_wait", "compute", "checkpoint_stall", "evaluation"]
 OTHER = "other"  # what is outside any bucket
 NAMES: tuple[str, ...] = (*get_args(Bucket), OTHER)
@@ -47,7 +49,10 @@ class Buckets:
 
 
 def seconds_since_start() -> float:
-    """How long this process lives, by the kernel's account; 0 where that is not told."""
+    """How long this process lives, by the kernel's account; 0 where that is not told. Where it was started ahead of need, since it was told
+    who it is: what it waited before, hours maybe, is time of the attempt before."""
+    if warm.told_at is not None:
+        return time.monotonic() - warm.told_at
     try:
         with open("/proc/self/stat", encoding="ascii", errors="replace") as file:
             ticks = int(file.read().rpartition(")")[2].split()[19])

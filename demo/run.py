@@ -30,7 +30,9 @@ SETTINGS = [  # what a run of minutes can learn: more than half of SFT is genera
     'pretrain.evaluation.suites=["captions", "text"]',
     "pretrain.evaluation.shots=[0]",
     "video.steps=50",
-    "ui.steps=12",  # of what is left of the six minutes: nothing of it is learned in 30 either
+    "continual.steps=12",  # of these two nothing is learned in 30 either: the six minutes are for what can be
+    "ui.steps=6",
+    "ui.schedule.warmup_steps=2",
     *(f"pretrain.data.mixture.weights.{name}={share}" for name, share in CAPTIONS.items()),
     *(f"sft.data.mixture.weights.sft_{name}={share}" for name, share in SHARES.items()),
 ]

@@ -85,20 +85,29 @@ def tiles(story: Story) -> Markup:
     ]
     if spent > 0:
         shown.append(("Time of attempts", duration(spent), f"{percent(computing / spent)} of it computing", False))
-    last = next((stage for stage in reversed(stages) if ranked(stage.suites)), None)
-    if last is not None:
-        found = ranked(last.suites)
-        best = [each for each in found if each.skill > 0][:3]
-        weakest = [each for each in reversed(found) if each not in best][:3]
-        above = sum(verdict(each.score)[1] == "good" for each in found)
-        shown.append((f"Best categories of {last.name}", _named(best) or "none yet", f"{above} of {len(found)} are above chance", True))
-        if weakest:
-            shown.append((f"Weakest categories of {last.name}", _named(weakest), "by score over chance and image-blind optimum", True))
+    shown += _best_and_weakest(stages)
     return el("dl", {"class": "tiles"}, [_tile(*tile) for tile in shown])
 
 
-def _named(some: Sequence[Ranked]) -> str:
-    return ", ".join(f"{each.score.category} {percent(each.score.value)}" for each in some)
+def _best_and_weakest(stages: Sequence[StageStory]) -> list[tuple[str, Content, str, bool]]:
+    """Of all categories, each after the last stage that was asked it."""
+    newest = {(each.score.category, each.score.metric): (each, stage.name) for stage in stages for each in ranked(stage.suites)}
+    if not newest:
+        return []
+    found = sorted(newest.values(), key=lambda told: -told[0].skill)
+    best = [told for told in found if told[0].skill > 0][:3]
+    weakest = [told for told in reversed(found) if told not in best][:3]
+    above = sum(verdict(each.score)[1] == "good" for each, _ in found)
+    tiles: list[tuple[str, Content, str, bool]] = [
+        ("Best categories", _named(best) or "none yet", f"{above} of {len(found)} are above chance", True)
+    ]
+    if weakest:
+        tiles.append(("Weakest categories", _named(weakest), "by score over chance and image-blind optimum", True))
+    return tiles
+
+
+def _named(some: Sequence[tuple[Ranked, str]]) -> str:
+    return ", ".join(f"{each.score.category} {percent(each.score.value)} ({stage})" for each, stage in some)
 
 
 def _tile(name: str, value: Content, note: str, is_words: bool) -> Markup:

@@ -87,3 +87,19 @@ def test_where_a_page_cannot_be_written_the_name_that_was_asked_for_is_told(tmp_
     told = capsys.readouterr().err
     assert f"--out {out}: cannot write in the folder /proc: " in " ".join(told.split())
     assert ".page.html." not in told
+
+
+def test_the_best_categories_are_the_whole_runs_each_after_the_last_stage_that_was_asked_it(tmp_path: Path) -> None:
+    write_finished_run(tmp_path.as_uri(), "r1")
+    story = story_of(tmp_path.as_uri(), "r1")
+    asked = (("facts", 1.0), ("colour", 0.99)), (("colour", 0.5),), (("tap", 0.0),)
+    for stage, categories in zip(story.stages, asked, strict=True):
+        (suite,) = stage.suites
+        assert suite.scores is not None
+        score = next(score for score in suite.scores.scores if score.metric == "exact")
+        suite.scores = replace(suite.scores, scores=tuple(replace(score, category=name, value=value) for name, value in categories))
+    names = [stage.name for stage in story.stages]
+    page = " ".join(build_page(story).decode().replace("\u00a0", " ").split())
+    assert f"facts 100 % ({names[0]}), colour 50 % ({names[1]})<" in page
+    assert f"tap 0 % ({names[2]})<" in page
+    assert "of 3 are above chance" in page

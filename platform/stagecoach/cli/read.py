@@ -148,8 +148,12 @@ def _find(run: str, root: str | None, stage: str | None) -> "Target":
 
 def _whole(run: str, root: str | None, stage: str | None) -> "Target":
     """What RUN names with all its stages, which tell where one of them stands. Raises ConfigError as `_find` does."""
-    _find(run, root, stage)
-    return _find(run, root, None)
+    from stagecoach.explain.resolve import only_stage
+
+    target = _find(run, root, None)
+    if stage is not None:
+        only_stage(target, stage)
+    return target
 
 
 def _place(target: "Target", *, chosen: str | None) -> "Place":
